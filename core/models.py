@@ -1,0 +1,138 @@
+"""The parts of a Stable Diffusion, loaded once, shared by everyone, changed by no one.
+
+    tokenizer     text -> 77 token ids
+    text_encoder  ids -> (1, 77, D)
+    unet          (x_in, t, text) -> noise prediction
+    vae           pictures (B, 3, H, W) <-> latents (B, 4, H / 8, W / 8)
+    scheduler     only its config: each run makes a scheduler of its own
+"""
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from core import attention, catalog
+
+SD_PREVIEW = [  # latents -> RGB for SD 1.x and 2.x, as published with ComfyUI's latent_formats; embedded models carry their own
+    [0.3512, 0.2297, 0.3227],
+    [0.3250, 0.4974, 0.2350],
+    [-0.2829, 0.1762, 0.2721],
+    [-0.2120, -0.2616, -0.7177],
+    [0.0, 0.0, 0.0],
+]
+
+
+@dataclass(frozen=True, eq=False)
+class StableDiffusion:
+    """A loaded checkpoint. Requests read it; none may write to it (no scheduler, processor, adapter or flag is ever set here)."""
+
+    name: str  # as the catalogue or the caller named it
+    source: str  # what was really loaded: repository or folder
+    revision: str  # commit of the repository, or sha256 of the manifest
+    licence: str
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler_config: dict[str, Any]
+    preview: Tensor  # (5, 3): four rows that turn latents into RGB, and a row for the offset
+    device: torch.device
+    dtype: torch.dtype  # of UNet and text encoder; the VAE is always float32
+    why: str  # why this device and dtype
+    # A tokenizer keeps the padding and truncation of its last call: eight threads on one gave 7 % wrong ids, silently.
+    tokenizer_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, 8 in Stable Diffusion."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def size(self) -> int:
+        """The side in pixels that the UNet was trained at."""
+        return int(self.unet.config.sample_size) * self.factor
+
+    @property
+    def prediction_type(self) -> str:
+        return self.scheduler_config.get("prediction_type", "epsilon")
+
+
+def choose_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype for a device, and the reason, which the page shows."""
+    if device.type == "cuda":
+        return torch.float16, "float16: half the memory, twice the speed; the VAE stays in float32, where it cannot overflow to black"
+    if device.type == "mps":
+        return torch.float32, "float32: half precision gives noise or black pictures on this device in some versions"
+    return torch.float32, "float32: on a CPU it is exact and, for one picture, as fast as half precision"
+
+
+def check_manifest(folder: Path) -> str:
+    """Holds every weights file against manifest.json's sha256, where there is one, and names the whole by the manifest's own hash.
+
+    safetensors has no checksum: flipped bits load without a word. Raises ValueError that names the damaged or missing file.
+    """
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return "no manifest"
+    text = manifest.read_bytes()
+    for name, digest in json.loads(text)["sha256"].items():
+        path = folder / name
+        if not path.exists():
+            raise ValueError(f"The model in {folder.name} is incomplete: {name} is missing; fetch the folder again.")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise ValueError(f"The model in {folder.name} is damaged: {name} is not the file its manifest names; fetch the folder again.")
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+def load(name: str = "emoji", device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
+    """Loads a catalogue entry or a local folder in diffusers' layout.
+
+    Raises ValueError with one sentence if the model is unknown, missing, damaged, gated or offline (see catalog.resolve).
+    """
+    found = catalog.resolve(name)
+    folder = found.folder
+    where = torch.device(device) if device is not None else choose_device()
+    kind, why = (dtype, f"{dtype}, as asked") if dtype is not None else choose_dtype(where)
+    revision = found.revision or check_manifest(folder)
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+        text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=kind, **options)
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **options)
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=kind, **options)
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    except Exception as error:  # each library has exceptions of its own for a missing, cut off or unreadable file
+        raise ValueError(f"The model {name} in {found.source} could not be opened ({error}); delete its folder and fetch it again.") from error
+    for part in (text_encoder, vae, unet):
+        part.requires_grad_(False).eval().to(where)
+    attention.make_recordable(unet)
+    preview = folder / "preview.json"
+    return StableDiffusion(
+        name=name,
+        source=found.source,
+        revision=revision,
+        licence=found.licence,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        unet=unet,
+        scheduler_config=config,
+        preview=torch.tensor(json.loads(preview.read_text()) if preview.exists() else SD_PREVIEW, device=where),
+        device=where,
+        dtype=kind,
+        why=f"{where.type}, {why}",
+    )

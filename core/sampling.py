@@ -1,0 +1,164 @@
+"""The sampling loop: noise in, picture out, every intermediate on the way. Read this file first.
+
+    B batch · h, w latent height and width · D text width
+    x     latents in the scheduler's coordinates                  (1, 4, h, w)
+    x_in  the same as the UNet sees them, variance preserving      (1, 4, h, w)
+    t     the time that the UNet was told, 999 (noise) .. 0 (picture)
+    eps   predicted noise;  x0  the clean latents it points to     (1, 4, h, w)
+    w     guidance scale: eps = eps_uncond + w (eps_cond - eps_uncond)
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+
+import torch
+from torch import Tensor
+
+from core import latents, schedulers, text
+from core.attention import Record, Recorder
+from core.models import StableDiffusion
+
+MAX_PROMPT = 2000  # characters; 77 tokens are far fewer, and a megabyte would keep the tokenizer busy
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a picture depends on. Checked when made: ValueError with one sentence, never a silent correction."""
+
+    prompt: str
+    negative: str = ""  # what the unconditional branch reads instead of nothing
+    seed: int = 0  # 0 .. 2**32 - 1
+    steps: int = 20  # 1 .. 100
+    guidance: float = 7.5  # w, 0 .. 30; 0 = unconditional, 1 = the prompt alone
+    scheduler: str = "DDIM"  # a key of schedulers.SCHEDULERS
+    width: int | None = None  # pixels, a multiple of 8, 64 .. 1024; None = the size the model was trained at
+    height: int | None = None
+    interval: tuple[int, int] | None = None  # guidance acts in steps start <= i < stop and is 1 elsewhere; None = always
+    model: str = "emoji"  # which model the engine takes; denoise() uses the one it is given
+
+    def __post_init__(self) -> None:
+        check_text("prompt", self.prompt)
+        check_text("negative prompt", self.negative)
+        check_whole("seed", self.seed, 0, 2**32 - 1)
+        check_whole("steps", self.steps, 1, 100)
+        check_number("guidance", self.guidance, 0, 30)
+        if self.scheduler not in schedulers.SCHEDULERS:
+            raise ValueError(f"There is no scheduler {self.scheduler!r}; choose one of {', '.join(schedulers.SCHEDULERS)}.")
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side is not None:
+                check_whole(name, side, 64, 1024)
+                if side % 8:
+                    raise ValueError(f"The {name} is {side}, but latents are an eighth of a picture; choose a multiple of 8.")
+        if self.interval is not None:
+            if len(self.interval) != 2:
+                raise ValueError("The guidance interval is a first step and the step it ends before; give two numbers.")
+            check_whole("interval's start", self.interval[0], 0, 200)
+            check_whole("interval's stop", self.interval[1], 0, 200)
+            if self.interval[0] > self.interval[1]:
+                raise ValueError(f"The guidance interval starts at step {self.interval[0]}, after its end {self.interval[1]}; swap them.")
+
+
+def check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"The {name} is {type(value).__name__}, not text; type words.")
+    if len(value) > MAX_PROMPT:
+        raise ValueError(f"The {name} has {len(value):,} characters; at most {MAX_PROMPT:,} are read, and 77 tokens used: shorten it.")
+    for c in value:
+        if c < " " and c not in "\n\t" or "\ud800" <= c <= "\udfff":
+            raise ValueError(f"The {name} holds the character U+{ord(c):04X}, which is no text; delete it and type it again.")
+
+
+def check_whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"The {name} is {str(value)[:40]}; it must be a whole number from {low} to {high}.")
+
+
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+        raise ValueError(f"The {name} is {str(value)[:40]}; it must be a number from {low:g} to {high:g}.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn of the loop. Tensors are on the model's device and belong to the loop: copy what you keep."""
+
+    i: int  # 0, 1, ..
+    count: int  # turns in all: request.steps, or up to twice as many with a second-order scheduler
+    t: float  # the time that the UNet was told
+    sigma: float  # the noise's standard deviation beside a clean picture of 1
+    alpha_bar: float  # the signal's share of the variance, 1 / (1 + sigma^2)
+    w: float  # the guidance scale that acted in this step
+    x: Tensor  # latents before the step, in the scheduler's coordinates
+    x_in: Tensor  # the same as the UNet saw them: sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps
+    eps_uncond: Tensor | None  # prediction without the prompt (or with the negative one); None where w = 1
+    eps_cond: Tensor | None  # prediction with the prompt; None where w = 0
+    eps: Tensor  # the guided prediction
+    x0: Tensor  # the clean latents it points to
+    x_next: Tensor  # latents after the step; the last one's are the result
+    attention: Mapping[str, Tensor] = field(default_factory=dict)  # layer -> (branches, h w, 77); empty without a record
+
+
+@torch.no_grad()
+def denoise(sd: StableDiffusion, request: Request, record: Record | None = None) -> Iterator[Step]:
+    """Runs Stable Diffusion one step at a time (Ho et al. 2020, algorithm 2; guidance: Ho & Salimans 2022, eq. 6).
+
+        *_, last = denoise(sd, Request("a fox"));  picture = latents.decode(sd, last.x_next)
+
+    Raises ValueError as soon as a prediction is not finite.
+    """
+    scheduler = schedulers.make(request.scheduler, sd.scheduler_config, request.steps, sd.device)
+    alpha_bars = schedulers.alpha_bars(scheduler).tolist()
+    source = latents.generator(request.seed)
+    extra = {"generator": source} if "generator" in signature(scheduler.step).parameters else {}
+    cond, uncond = text.encode(sd, request.prompt), text.encode(sd, request.negative)  # (1, 77, D)
+
+    # Start from pure noise, scaled to what this scheduler calls noise.
+    x = latents.noise(sd, request.height or sd.size, request.width or sd.size, source) * scheduler.init_noise_sigma
+    count = len(scheduler.timesteps)
+    start, stop = request.interval or (0, count)
+
+    for i, t in enumerate(scheduler.timesteps):
+        alpha_bar = alpha_bars[i]
+        w = request.guidance if start <= i < stop else 1.0
+        x_in = scheduler.scale_model_input(x, t)
+
+        # Only the branches that w needs, both in one UNet call.
+        branches = [uncond] if w == 0 else [cond] if w == 1 else [uncond, cond]
+        recorder = Recorder(record) if record else None
+        output = sd.unet(
+            x_in if len(branches) == 1 else torch.cat([x_in] * 2),  # (1 or 2, 4, h, w)
+            t,
+            encoder_hidden_states=torch.cat(branches),  # (1 or 2, 77, D)
+            cross_attention_kwargs={"record": recorder} if recorder else None,
+            return_dict=False,
+        )[0]
+
+        # Guidance: past the conditional prediction, away from the unconditional one.
+        out_uncond, out_cond = output.chunk(2) if len(branches) == 2 else (output, output)
+        out = out_uncond + w * (out_cond - out_uncond) if len(branches) == 2 else output
+        if not out.isfinite().all():
+            raise ValueError(f"The noise prediction of step {i + 1} is not finite; try a lower guidance, or float32.")
+
+        eps, eps_uncond, eps_cond = (
+            schedulers.eps_of(o, x_in, alpha_bar, sd.prediction_type) for o in (out, out_uncond, out_cond)
+        )
+        x_next = scheduler.step(out, t, x, **extra, return_dict=False)[0]
+        yield Step(
+            i=i,
+            count=count,
+            t=float(t),
+            sigma=schedulers.sigma_of(alpha_bar),
+            alpha_bar=alpha_bar,
+            w=w,
+            x=x,
+            x_in=x_in,
+            eps_uncond=None if w == 1 else eps_uncond,
+            eps_cond=None if w == 0 else eps_cond,
+            eps=eps,
+            x0=schedulers.x0_of(x_in, eps, alpha_bar),
+            x_next=x_next,
+            attention=recorder.maps if recorder else {},
+        )
+        x = x_next

@@ -1,0 +1,195 @@
+"""What a run leaves behind: every step, small enough to keep, enough for every view, with no model needed to look at it again."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from core import attention, latents, schedulers, text
+from core.models import StableDiffusion
+from core.sampling import Request, Step
+from core.text import Token, Tokens
+
+MEGABYTES = 64  # the budget of one run's attention; a run that would go over it keeps the maps of its first steps and says so
+KEPT = ("x", "eps_uncond", "eps_cond", "x0")
+
+
+@dataclass
+class Trace:
+    """A run's steps in float16 on the CPU. Fills itself while a run passes through `follow`, replays it afterwards.
+
+        trace = Trace.start(sd, request)
+        for step in trace.follow(denoise(sd, request, Record())): ...
+        trace.picture   # (3, H, W) uint8, after finish()
+    """
+
+    request: Request
+    made_by: dict[str, str]  # model, source, revision, licence, device and dtype with its reason
+    tokens: Tokens  # of the prompt
+    negative_tokens: Tokens
+    preview: Tensor  # (5, 3): latents to RGB
+    layers: tuple[str, ...]  # cross-attention layers of the UNet, input to output
+    steps: list[Step] = field(default_factory=list)  # as they were, but float16, on the CPU
+    picture: Tensor | None = None  # (3, H, W) uint8, the finished run decoded; None until then
+    stopped: bool = False  # ended before its last step
+    notes: list[str] = field(default_factory=list)  # what was left out, and why
+    seconds: float = 0.0  # the run's wall time, decoding included
+
+    @classmethod
+    def start(cls, sd: StableDiffusion, request: Request) -> "Trace":
+        made_by = {
+            "model": sd.name,
+            "source": sd.source,
+            "revision": sd.revision,
+            "licence": sd.licence,
+            "device": sd.why,
+            "prediction_type": sd.prediction_type,
+        }
+        return cls(
+            request=request,
+            made_by=made_by,
+            tokens=text.tokenize(sd, request.prompt),
+            negative_tokens=text.tokenize(sd, request.negative),
+            preview=sd.preview.cpu(),
+            layers=tuple(attention.layers_of(sd.unet)),
+        )
+
+    def follow(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """Passes each step on, and keeps a copy."""
+        budget = MEGABYTES * 2**20
+        for step in steps:
+            small = {name: None if (v := getattr(step, name)) is None else pack(v) for name in ("x", "x_in", "eps_uncond", "eps_cond", "eps", "x0", "x_next")}
+            maps = {layer: pack(p) for layer, p in step.attention.items()}
+            if self.attention_bytes + sum(p.nbytes for p in maps.values()) > budget:
+                note = f"Attention was kept up to the budget of {MEGABYTES} MB; later steps have none."
+                if note not in self.notes:
+                    self.notes.append(note)
+                maps = {}
+            self.steps.append(dataclasses.replace(step, **small, attention=maps))
+            yield step
+
+    def finish(self, sd: StableDiffusion, latent: Tensor) -> Tensor:
+        """Decodes the run's last latents, keeps and returns the picture, (3, H, W) uint8."""
+        self.picture = to_uint8(latents.decode(sd, latent))[0].cpu()
+        return self.picture
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The latents' (h, w)."""
+        h, w = self.steps[0].x.shape[-2:]
+        return h, w
+
+    @property
+    def attention_bytes(self) -> int:
+        return sum(p.nbytes for s in self.steps for p in s.attention.values())
+
+    @property
+    def bytes(self) -> int:
+        kept = sum(v.nbytes for s in self.steps for n in ("x", "x_in", "eps_uncond", "eps_cond", "eps", "x0", "x_next") if (v := getattr(s, n)) is not None)
+        return kept + self.attention_bytes + (0 if self.picture is None else self.picture.nbytes)
+
+    def rgb(self, i: int, which: str = "x0") -> Tensor:
+        """The cheap preview of step i's "x0", "x" or "x_next", (3, h, w) uint8, with no model."""
+        step = self.steps[i]
+        # x can be up to 14 times a picture's size in a scheduler's own coordinates; x_in shows the same at the UNet's scale.
+        value = step.x_in if which == "x" else getattr(step, which)
+        rgb = torch.einsum("bchw,cr->brhw", value.float(), self.preview[:4]) + self.preview[4][None, :, None, None]
+        return to_uint8(rgb.clamp(-1, 1))[0]
+
+    def word_map(self, positions: tuple[int, ...], *, steps: Iterable[int] | None = None, layers: Iterable[str] | None = None, branch: int = -1) -> Tensor:
+        """attention.heat_map over this run's steps, (h, w)."""
+        chosen = self.steps if steps is None else [self.steps[i] for i in steps]
+        return attention.heat_map((s.attention for s in chosen), positions, size=self.size, layers=layers, branch=branch)
+
+    def settings(self) -> dict:
+        """Everything that made the picture, as plain values: what a PNG carries and the API answers."""
+        return {**dataclasses.asdict(self.request), **self.made_by, "stopped": self.stopped, "seconds": round(self.seconds, 2)}
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file: tensors by name, everything else as JSON in its header. No code, no pickle."""
+        tensors: dict[str, Tensor] = {"preview": self.preview}
+        facts = []
+        for s in self.steps:
+            tensors |= {f"{s.i}.{n}": v.contiguous() for n in KEPT if (v := getattr(s, n)) is not None}
+            tensors |= {f"{s.i}.attention.{layer}": p.contiguous() for layer, p in s.attention.items()}
+            facts.append({n: getattr(s, n) for n in ("i", "count", "t", "sigma", "alpha_bar", "w")})
+        if self.steps:
+            tensors["end"] = self.steps[-1].x_next.contiguous()
+        if self.picture is not None:
+            tensors["picture"] = self.picture
+        about = {
+            "request": dataclasses.asdict(self.request),
+            "made_by": self.made_by,
+            "tokens": dataclasses.asdict(self.tokens),
+            "negative_tokens": dataclasses.asdict(self.negative_tokens),
+            "layers": self.layers,
+            "steps": facts,
+            "stopped": self.stopped,
+            "notes": self.notes,
+            "seconds": self.seconds,
+        }
+        save_file(tensors, path, {"trace": json.dumps(about)})
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Trace":
+        """Raises ValueError if the file is not a saved trace."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads(file.metadata()["trace"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator of its own)
+        except Exception as error:
+            raise ValueError(f"This file is not a saved run ({error}); choose a .safetensors file that this app made.") from error
+        steps = []
+        for f in about["steps"]:
+            i = f["i"]
+            x, x0, eps_uncond, eps_cond = (tensors.get(f"{i}.{n}") for n in ("x", "x0", "eps_uncond", "eps_cond"))
+            assert x is not None and x0 is not None
+            prefix = f"{i}.attention."
+            # What the file leaves out follows from what it has: the guided prediction, the UNet's input, the next step's start.
+            eps = eps_cond if eps_uncond is None else eps_uncond if eps_cond is None else eps_uncond + f["w"] * (eps_cond - eps_uncond)
+            assert eps is not None
+            x_in = (f["alpha_bar"] ** 0.5 * x0.float() + (1 - f["alpha_bar"]) ** 0.5 * eps.float()).half()
+            x_next = tensors.get(f"{i + 1}.x", tensors["end"])
+            maps = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            steps.append(Step(**f, x=x, x_in=x_in, eps_uncond=eps_uncond, eps_cond=eps_cond, eps=eps, x0=x0, x_next=x_next, attention=maps))
+        request = about["request"]
+        if request["interval"] is not None:
+            request["interval"] = tuple(request["interval"])
+
+        def tokens_of(d: dict) -> Tokens:
+            return Tokens(tuple(Token(**t) for t in d["tokens"]), d["used"], d["cut"])
+
+        return cls(
+            request=Request(**request),
+            made_by=about["made_by"],
+            tokens=tokens_of(about["tokens"]),
+            negative_tokens=tokens_of(about["negative_tokens"]),
+            preview=tensors["preview"],
+            layers=tuple(about["layers"]),
+            steps=steps,
+            picture=tensors.get("picture"),
+            stopped=about["stopped"],
+            notes=about["notes"],
+            seconds=about["seconds"],
+        )
+
+
+def pack(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float16, copy=True)
+
+
+def to_uint8(pictures: Tensor) -> Tensor:
+    """Pictures in [-1, 1] -> 0..255, rounded as diffusers does, so that both give the same bytes."""
+    return ((pictures.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

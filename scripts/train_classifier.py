@@ -1,0 +1,199 @@
+"""Trains the judge of generated pictures (judge.py) on composed scenes, and measures it on scenes it has not seen.
+
+    python scripts/train_classifier.py --minutes 12   # resumes by itself; stops by itself; wants assets/models/emoji/vae
+
+Generated pictures are blurred, noisy and slightly wrong in colour: so is a part of what the judge learns from, a quarter of it through
+the VAE with noise in the latents, which leaves the faults that a UNet leaves. Loss: cross entropy of each cell's division among the
+objects (the masks are known), of background and of style, and of each object's presence.
+"""
+
+import argparse
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from judge import GRID, NAMES, SIDE, Judge, Verdict, new_judge, save_judge
+from scenes import BACKGROUNDS, HELD_OUT, STYLES, Spec, compose, sample_spec
+from torch import Tensor
+from train_vae import to_tensor
+from training import MODELS, device, train_loop
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Scenes as arrays, N of them."""
+
+    pictures: np.ndarray  # (N, 128, 128, 3) uint8
+    objects: np.ndarray  # (N, 2) index of each object in NAMES; -1 where there is no second one
+    cover: np.ndarray  # (N, 2, 8, 8) float32, share of each cell that the object covers
+    background: np.ndarray  # (N,) index
+    style: np.ndarray  # (N,) index
+
+
+def judged_spec(rng: random.Random) -> Spec:
+    """Any scene, held-out triples too: the judge must know what the generator has never seen. The held-out subjects stand in for
+    others as often as each of those comes; they wear no hats."""
+    spec = sample_spec(rng, "any")
+    if spec.relation == "wearing":
+        return spec
+    share = len(HELD_OUT) / len(NAMES)
+    strangers = iter(rng.sample(list(HELD_OUT), 2))
+    return replace(spec, objects=tuple(next(strangers) if rng.random() < share else name for name in spec.objects))
+
+
+def lessons(count: int, seed: int) -> Lessons:
+    rng = random.Random(seed)
+    made = Lessons(
+        pictures=np.empty((count, SIDE, SIDE, 3), np.uint8),
+        objects=np.full((count, 2), -1),
+        cover=np.zeros((count, 2, GRID, GRID), np.float32),
+        background=np.empty(count, np.int64),
+        style=np.empty(count, np.int64),
+    )
+    step = SIDE // GRID
+    for i in range(count):
+        scene = compose(judged_spec(rng), SIDE)
+        n = len(scene.masks)
+        made.pictures[i] = scene.picture
+        made.objects[i, :n] = [NAMES.index(name) for name in scene.spec.objects]
+        made.cover[i, :n] = scene.masks.reshape(n, GRID, step, GRID, step).mean((2, 4))
+        made.background[i] = list(BACKGROUNDS).index(scene.spec.background)
+        made.style[i] = STYLES.index(scene.spec.style)
+    return made
+
+
+@torch.no_grad()
+def through_vae(vae: AutoencoderKL, batch: np.ndarray, noise: float) -> np.ndarray:
+    """Pictures as the VAE gives them back, with up to so much noise (of the latents' own size) added in between. uint8 to uint8."""
+    back = []
+    for part in np.array_split(batch, max(1, len(batch) // 16)):
+        latents = vae.encode(to_tensor(part)).latent_dist.mode()
+        amount = noise * torch.rand(len(latents), 1, 1, 1, device=latents.device) / vae.config.scaling_factor
+        pictures = vae.decode(latents + amount * torch.randn_like(latents)).sample.clamp(-1, 1)
+        back.append(((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(back)
+
+
+def worn(x: Tensor) -> Tensor:
+    """The batch with slight faults: a third blurred, all with a little noise, contrast and tint; too little to change a colour's name."""
+
+    def some(low: float, high: float, channels: int = 1) -> Tensor:
+        return torch.empty(len(x), channels, 1, 1, device=x.device).uniform_(low, high)
+
+    blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    x = torch.lerp(x, blurred, some(-2, 1).clamp(min=0))
+    x = x * some(0.93, 1.07) + some(-0.05, 0.05, 3)
+    return (x + some(0, 0.08) * torch.randn_like(x)).clamp(-1, 1)
+
+
+def verdict_of(judge: Judge, pictures: np.ndarray) -> Verdict:
+    """What the judge, at rest, says of uint8 pictures, in batches."""
+    training, parts = judge.training, []
+    judge.eval()
+    with torch.no_grad():
+        parts = [judge(to_tensor(part)) for part in np.array_split(pictures, max(1, len(pictures) // 64))]
+    judge.train(training)
+    return Verdict(*(torch.cat([getattr(p, field) for p in parts]).cpu() for field in Verdict.__dataclass_fields__))
+
+
+def accuracy(judge: Judge, real: Lessons, pictures: np.ndarray | None = None) -> dict[str, float]:
+    """Shares of the scenes judged right. objects: every object of the scene, and these before all others."""
+    verdict = verdict_of(judge, real.pictures if pictures is None else pictures)
+    objects = torch.from_numpy(real.objects)
+    first, second = verdict.objects.topk(2, dim=1).indices.T
+    pair = objects[:, 1] >= 0
+    alone = first == objects[:, 0]
+    both = ((first == objects[:, 0]) & (second == objects[:, 1])) | ((first == objects[:, 1]) & (second == objects[:, 0]))
+    n = torch.arange(len(objects))
+    mass = torch.from_numpy(real.cover)
+    places = (torch.arange(GRID) + 0.5) / GRID
+    true = torch.stack([(mass.sum(2) * places).sum(2), (mass.sum(3) * places).sum(2)], 2) / (mass.sum((2, 3))[..., None] + 1e-9)
+    found = torch.stack([verdict.centres[n, objects[:, k]] for k in (0, 1)], 1)
+    ways = (true[:, 0] - true[:, 1]).abs().argmax(1)  # the axis on which the two stand apart
+    order = torch.stack([(t[:, 0] < t[:, 1])[n, ways] for t in (true, found)])
+    shares = {
+        "object": alone[~pair],
+        "both objects": both[pair],
+        "objects": torch.where(pair, both, alone),
+        "order": (order[0] == order[1])[pair],
+        "background": verdict.background.argmax(1) == torch.from_numpy(real.background),
+        "style": verdict.style.argmax(1) == torch.from_numpy(real.style),
+    }
+    return {name: round(hits.float().mean().item(), 4) for name, hits in shares.items()}
+
+
+def told(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--minutes", type=float, default=12, help="this call stops after so long, composing the scenes not counted")
+    ask.add_argument("--plan", type=float, help="minutes of the whole training, over which the rate decays (default: --minutes)")
+    ask.add_argument("--scenes", type=int, default=16000)
+    ask.add_argument("--unseen", type=int, default=2000, help="scenes of the final measurement")
+    ask.add_argument("--batch", type=int, default=64)
+    ask.add_argument("--rate", type=float, default=3e-3)
+    ask.add_argument("--model", default="emoji", help="whose VAE wears a quarter of the scenes")
+    args = ask.parse_args()
+
+    torch.manual_seed(0)
+    judge = new_judge().to(device(), memory_format=torch.channels_last).train()
+    train, unseen = lessons(args.scenes, seed=11), lessons(args.unseen, seed=12)
+    folder = MODELS / args.model / "vae"
+    vae = AutoencoderKL.from_pretrained(folder).to(device()).eval() if folder.exists() else None
+    if vae is None:
+        print(f"There is no {folder}: the judge learns from clean scenes only. Train it again when there is one.", flush=True)
+    else:
+        train.pictures[::4] = through_vae(vae, train.pictures[::4], noise=0.35)
+    print(f"{sum(p.numel() for p in judge.parameters()):,} parameters, {args.scenes} scenes", flush=True)
+
+    def loss_of(clock) -> Tensor:
+        chosen = torch.randint(len(train.pictures), (args.batch,)).numpy()
+        x = worn(to_tensor(train.pictures[chosen]))
+        objects, cover, background, style = (
+            torch.from_numpy(a[chosen]).to(device()) for a in (train.objects, train.cover, train.background, train.style)
+        )
+        # A missing second object is -1, that is the last plane, "nothing", of which it covers no share.
+        division = torch.zeros(len(x), len(NAMES) + 1, GRID, GRID, device=x.device)
+        places = (objects % (len(NAMES) + 1))[:, :, None, None].expand_as(cover)
+        division.scatter_add_(1, places, cover)
+        division[:, -1] += 1 - cover.sum(1)
+        present = division[:, :-1].sum((2, 3)).gt(0).float()
+        if torch.rand(()) < 0.5:  # emoji are nearly symmetric, and order is measured on the map, which turns with the picture
+            x, division = x.flip(3), division.flip(3)
+        with torch.autocast(device().type, torch.bfloat16):
+            verdict = judge(x)
+        return (
+            -(division * verdict.cells).sum(1).mean()
+            + F.binary_cross_entropy_with_logits(verdict.objects, present, reduction="sum") / len(x)
+            + F.cross_entropy(verdict.background, background)
+            + F.cross_entropy(verdict.style, style)
+        )
+
+    small = Lessons(*(getattr(unseen, f)[:500] for f in Lessons.__dataclass_fields__))
+    train_loop(
+        "judge",
+        {"judge": judge},
+        loss_of,
+        minutes=args.minutes,
+        plan=args.plan or args.minutes,
+        peak=args.rate,
+        report=lambda: f"unseen scenes: {told(accuracy(judge, small))}",
+        decay=0.998,
+        every=2.0,
+    )
+    shares = accuracy(judge, unseen)
+    save_judge(judge, shares)
+    print(f"{args.unseen} unseen scenes: {told(shares)}", flush=True)
+    if vae is not None:
+        print(f"the same through the VAE: {told(accuracy(judge, unseen, through_vae(vae, unseen.pictures, noise=0)))}", flush=True)
+    if shares["objects"] < 0.97 or shares["background"] < 0.99:
+        raise SystemExit("The judge is too weak: 97 % of objects and 99 % of backgrounds are the least. Train it longer.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What every training script shares: the clock that stops it, the weights' moving average, and a state that survives a kill."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+STATE = Path(__file__).resolve().parent.parent / ".data" / "train"
+MODELS = Path(__file__).resolve().parent.parent / "assets" / "models"
+SHARD = "8MB"  # every weights file stays under 9 MB, so that it travels anywhere without large-file storage
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Clock:
+    """Minutes trained so far, over all sessions, against the minutes planned; the learning rate follows it, not the step count,
+    so a run on any machine ends with its rate at the floor."""
+
+    def __init__(self, minutes: float, plan: float, done: float = 0.0):
+        self.minutes, self.plan, self.before, self.start = minutes, plan, done, time.monotonic()
+
+    @property
+    def done(self) -> float:
+        return self.before + (time.monotonic() - self.start) / 60
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.done / self.plan)
+
+    @property
+    def over(self) -> bool:
+        return (time.monotonic() - self.start) / 60 >= self.minutes or self.done >= self.plan
+
+    def rate(self, peak: float, step: int, warmup: int = 200, floor: float = 0.02) -> float:
+        """Linear warm-up over steps, then half a cosine over the planned minutes."""
+        cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        return peak * cosine * min(1.0, (step + 1) / warmup)
+
+
+class Average:
+    """Exponential moving average of the weights; young averages forget faster, (1 + n) / (10 + n)."""
+
+    def __init__(self, modules: dict[str, nn.Module], decay: float = 0.9995):
+        self.decay, self.modules = decay, modules
+        self.values = {k: {n: p.detach().clone() for n, p in m.state_dict().items()} for k, m in modules.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for key, module in self.modules.items():
+            new = module.state_dict()
+            floats = [n for n, v in self.values[key].items() if v.is_floating_point()]
+            torch._foreach_lerp_([self.values[key][n] for n in floats], [new[n] for n in floats], 1 - decay)
+
+    def swap(self) -> None:
+        """Puts the average into the modules and keeps what they had; a second call undoes it."""
+        for key, module in self.modules.items():
+            old = {n: p.detach().clone() for n, p in module.state_dict().items()}
+            module.load_state_dict(self.values[key])
+            self.values[key] = old
+
+
+def save_state(name: str, state: dict) -> None:
+    """Written beside, then renamed: a kill leaves the old state or the new one."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    path = STATE / f"{name}.pt"
+    torch.save(state, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_state(name: str) -> dict | None:
+    path = STATE / f"{name}.pt"
+    return torch.load(path, map_location="cpu", weights_only=False) if path.exists() else None
+
+
+def train_loop(
+    name: str,
+    modules: dict[str, nn.Module],
+    loss_of: Callable[[Clock], Tensor],
+    *,
+    minutes: float,
+    plan: float,
+    peak: float,
+    report: Callable[[], str],
+    decay: float = 0.9995,
+    every: float = 3.0,
+    weight_decay: float = 1e-3,
+) -> int:
+    """Trains until the clock is over, saves every few minutes, resumes where a former call stopped. Returns the steps done.
+    loss_of(clock) makes one batch's loss; report() is called with the average in the modules and its text is printed."""
+    where = device()
+    parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    average, step, done = Average(modules, decay), 0, 0.0
+    if (state := load_state(name)) is not None:
+        for key, module in modules.items():
+            module.load_state_dict(state["modules"][key])
+        average.values = {k: {n: v.to(where) for n, v in d.items()} for k, d in state["average"].items()}
+        optimizer.load_state_dict(state["optimizer"])
+        step, done = state["step"], state["minutes"]
+        torch.set_rng_state(state["rng"])
+        print(f"{name}: resumed at step {step}, {done:.1f} of {plan} minutes", flush=True)
+    clock, saved, losses = Clock(minutes, plan, done), time.monotonic(), []
+
+    def save() -> None:
+        average.swap()
+        text = report()
+        average.swap()
+        lr = optimizer.param_groups[0]["lr"]
+        mean = sum(losses) / max(1, len(losses))
+        print(f"{name}: step {step} · {clock.done:.1f} min · loss {mean:.4f} · lr {lr:.1e} · {text}", flush=True)
+        save_state(
+            name,
+            {
+                "modules": {k: m.state_dict() for k, m in modules.items()},
+                "average": average.values,
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "minutes": clock.done,
+                "rng": torch.get_rng_state(),
+            },
+        )
+
+    while not clock.over:
+        for group in optimizer.param_groups:
+            group["lr"] = clock.rate(peak, step)
+        loss = loss_of(clock)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        average.update(step)
+        losses = [*losses[-199:], loss.item()]
+        if not math.isfinite(losses[-1]):
+            raise SystemExit(f"{name}: the loss is {losses[-1]} at step {step}; the last saved state is intact.")
+        if time.monotonic() - saved > every * 60:
+            save()
+            saved = time.monotonic()
+    save()
+    average.swap()  # the modules leave with the average in them
+    return step
