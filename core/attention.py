@@ -5,8 +5,8 @@ In a cross-attention layer every latent position asks (query) and every token an
     P = softmax(Q K^T / sqrt(d))    (heads, h w, 77), each row sums to 1        (Vaswani et al. 2017, eq. 1)
 
 `make_recordable` is called once, at load, and changes no bit of the maths. What is recorded is an argument of the UNet call
-(`cross_attention_kwargs={"record": Recorder(...)}`), so two people's runs cannot disturb each other, and there is nothing to undo. The picture's
-output still comes from the fused kernel; P is computed beside it.
+(`cross_attention_kwargs={"record": Recorder(...)}`), so two people's runs cannot disturb each other, and there is nothing to undo.
+The picture still comes from the fused kernel; P is computed beside it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -60,6 +60,7 @@ class RecordableProcessor(AttnProcessor2_0):
 
 def probabilities(attn: Attention, hidden_states: Tensor, text: Tensor, heads: bool) -> Tensor:
     """softmax(Q K^T scale), float32: (B, h w, 77) averaged over heads, or (B, heads, h w, 77)."""
+    assert attn.to_k is not None
     q = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, h w, d)
     k = attn.to_k(text).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, 77, d)
     p = (q @ k.transpose(-1, -2) * attn.scale).float().softmax(-1)  # (B, heads, h w, 77)

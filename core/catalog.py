@@ -83,7 +83,7 @@ def _local(folder: Path, licence: str) -> Found:
 
 
 def resolve(name: str) -> Found:
-    """Finds a checkpoint: a catalogue name, a local folder, or a Hub id "owner/name". What is on disk already is used without asking the network.
+    """Finds a checkpoint: a catalogue name, a local folder, or a Hub id "owner/name". What is on disk is used without asking the Hub.
 
     Raises ValueError that names the model, what is missing and how to work offline.
     """
@@ -97,14 +97,18 @@ def resolve(name: str) -> Found:
     elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
         candidates, licence, title = ((name, "main"),), "see its model card", name
     else:
-        raise ValueError(f"There is no model {name!r}; choose one of {', '.join(CATALOG)}, a local folder, or a Hub id like owner/name.")
+        raise ValueError(
+            f"There is no model {name!r}; choose one of {', '.join(CATALOG)}, a local folder, or a Hub id like owner/name."
+        )
 
     for offline in (True, False):
         reasons = []
         for repository, revision in candidates:
             try:
                 folder = Path(
-                    huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=FILES, local_files_only=offline)
+                    huggingface_hub.snapshot_download(
+                        repository, revision=revision, allow_patterns=FILES, local_files_only=offline
+                    )
                 )
                 if missing := _complete(folder):
                     reasons.append(f"{repository} lacks {', '.join(missing)}")

@@ -39,6 +39,7 @@ class Snapshot:
     i: int = 0  # steps done
     count: int = 0  # steps in all
     preview: Tensor | None = None  # (3, h, w) uint8, what x0 looks like now
+    noisy: Tensor | None = None  # (3, h, w) uint8, the latents x_in that it was guessed from
     seconds_left: float | None = None
     message: str = ""  # why it failed, in one sentence
 
@@ -143,6 +144,15 @@ class LocalEngine:
                 self._models[name] = self._load(name)
             return self._models[name]
 
+    def loaded(self, name: str) -> StableDiffusion | None:
+        """The model if it is in memory already, else None; never loads, never waits."""
+        return self._models.get(name)
+
+    def busy(self) -> int:
+        """How many runs wait or run now, everyone's."""
+        with self._changed:
+            return (self._running is not None) + sum(map(len, self._waiting.values()))
+
     def mine(self, owner: str) -> list[str]:
         """Ids of this person's jobs that are still kept, oldest first."""
         with self._changed:
@@ -219,7 +229,9 @@ class LocalEngine:
             except ValueError as error:
                 self._tell(job, state="failed", message=str(error))
             except torch.OutOfMemoryError:
-                self._tell(job, state="failed", message="The device ran out of memory; choose a smaller size or wait for other runs.")
+                self._tell(
+                    job, state="failed", message="The device ran out of memory; choose a smaller size or wait for other runs."
+                )
             except Exception as error:  # a fault of ours must not end the lane; the page gets its name, the log the rest
                 self._tell(job, state="failed", message=f"The run failed: {type(error).__name__}: {error}.")
                 import traceback
@@ -234,8 +246,9 @@ class LocalEngine:
         last = None
         for last in trace.follow(denoise(sd, job.request, job.record)):
             done, took = last.i + 1, time.perf_counter() - began
-            small = to_uint8(latents.preview(sd, last.x0))[0].cpu()
-            self._tell(job, i=done, count=last.count, preview=small, seconds_left=took / done * (last.count - done))
+            preview, noisy = (to_uint8(latents.preview(sd, z))[0].cpu() for z in (last.x0, last.x_in))
+            left = took / done * (last.count - done)
+            self._tell(job, i=done, count=last.count, preview=preview, noisy=noisy, seconds_left=left)
             if job.stop.is_set():
                 break
         assert last is not None  # a request has at least one step

@@ -30,7 +30,9 @@ def decode(sd: StableDiffusion, latents: Tensor) -> Tensor:
     pictures = sd.vae.decode(latents.to(sd.vae.dtype) / sd.vae.config.scaling_factor).sample
     if not pictures.isfinite().all():
         where = "latents" if not latents.isfinite().all() else "decoder's output"
-        raise ValueError(f"The {where} hold NaN or infinite numbers, so there is no picture; try a lower guidance or another scheduler.")
+        raise ValueError(
+            f"The {where} hold NaN or infinite numbers, so there is no picture; try a lower guidance or another scheduler."
+        )
     return pictures.clamp(-1, 1)
 
 

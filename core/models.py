@@ -1,10 +1,10 @@
 """The parts of a Stable Diffusion, loaded once, shared by everyone, changed by no one.
 
-    tokenizer     text -> 77 token ids
-    text_encoder  ids -> (1, 77, D)
-    unet          (x_in, t, text) -> noise prediction
-    vae           pictures (B, 3, H, W) <-> latents (B, 4, H / 8, W / 8)
-    scheduler     only its config: each run makes a scheduler of its own
+tokenizer     text -> 77 token ids
+text_encoder  ids -> (1, 77, D)
+unet          (x_in, t, text) -> noise prediction
+vae           pictures (B, 3, H, W) <-> latents (B, 4, H / 8, W / 8)
+scheduler     only its config: each run makes a scheduler of its own
 """
 
 import hashlib
@@ -74,7 +74,10 @@ def choose_device() -> torch.device:
 def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype for a device, and the reason, which the page shows."""
     if device.type == "cuda":
-        return torch.float16, "float16: half the memory, twice the speed; the VAE stays in float32, where it cannot overflow to black"
+        return (
+            torch.float16,
+            "float16: half the memory, twice the speed; the VAE stays in float32, where it cannot overflow to black",
+        )
     if device.type == "mps":
         return torch.float32, "float32: half precision gives noise or black pictures on this device in some versions"
     return torch.float32, "float32: on a CPU it is exact and, for one picture, as fast as half precision"
@@ -94,7 +97,9 @@ def check_manifest(folder: Path) -> str:
         if not path.exists():
             raise ValueError(f"The model in {folder.name} is incomplete: {name} is missing; fetch the folder again.")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise ValueError(f"The model in {folder.name} is damaged: {name} is not the file its manifest names; fetch the folder again.")
+            raise ValueError(
+                f"The model in {folder.name} is damaged: {name} is not the file its manifest names; fetch the folder again."
+            )
     return hashlib.sha256(text).hexdigest()[:12]
 
 
@@ -116,8 +121,11 @@ def load(name: str = "emoji", device: str | torch.device | None = None, dtype: t
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=kind, **options)
         config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     except Exception as error:  # each library has exceptions of its own for a missing, cut off or unreadable file
-        raise ValueError(f"The model {name} in {found.source} could not be opened ({error}); delete its folder and fetch it again.") from error
-    for part in (text_encoder, vae, unet):
+        raise ValueError(
+            f"The model {name} in {found.source} could not be opened ({error}); delete its folder and fetch it again."
+        ) from error
+    parts: list[torch.nn.Module] = [text_encoder, vae, unet]
+    for part in parts:
         part.requires_grad_(False).eval().to(where)
     attention.make_recordable(unet)
     preview = folder / "preview.json"

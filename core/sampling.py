@@ -1,11 +1,11 @@
 """The sampling loop: noise in, picture out, every intermediate on the way. Read this file first.
 
-    B batch · h, w latent height and width · D text width
-    x     latents in the scheduler's coordinates                  (1, 4, h, w)
-    x_in  the same as the UNet sees them, variance preserving      (1, 4, h, w)
-    t     the time that the UNet was told, 999 (noise) .. 0 (picture)
-    eps   predicted noise;  x0  the clean latents it points to     (1, 4, h, w)
-    w     guidance scale: eps = eps_uncond + w (eps_cond - eps_uncond)
+B batch · h, w latent height and width · D text width
+x     latents in the scheduler's coordinates                  (1, 4, h, w)
+x_in  the same as the UNet sees them, variance preserving      (1, 4, h, w)
+t     the time that the UNet was told, 999 (noise) .. 0 (picture)
+eps   predicted noise;  x0  the clean latents it points to     (1, 4, h, w)
+w     guidance scale: eps = eps_uncond + w (eps_cond - eps_uncond)
 """
 
 import math
@@ -57,16 +57,20 @@ class Request:
             check_whole("interval's start", self.interval[0], 0, 200)
             check_whole("interval's stop", self.interval[1], 0, 200)
             if self.interval[0] > self.interval[1]:
-                raise ValueError(f"The guidance interval starts at step {self.interval[0]}, after its end {self.interval[1]}; swap them.")
+                raise ValueError(
+                    f"The guidance interval starts at step {self.interval[0]}, after its end {self.interval[1]}; swap them."
+                )
 
 
 def check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise ValueError(f"The {name} is {type(value).__name__}, not text; type words.")
     if len(value) > MAX_PROMPT:
-        raise ValueError(f"The {name} has {len(value):,} characters; at most {MAX_PROMPT:,} are read, and 77 tokens used: shorten it.")
+        raise ValueError(
+            f"The {name} has {len(value):,} characters; at most {MAX_PROMPT:,} are read, and 77 tokens used: shorten it."
+        )
     for c in value:
-        if c < " " and c not in "\n\t" or "\ud800" <= c <= "\udfff":
+        if (c < " " and c not in "\n\t") or "\ud800" <= c <= "\udfff":
             raise ValueError(f"The {name} holds the character U+{ord(c):04X}, which is no text; delete it and type it again.")
 
 

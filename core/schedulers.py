@@ -51,7 +51,9 @@ def make(name: str, config: dict[str, Any], steps: int, device: torch.device | s
     # clip_sample clamps x0 to [-1, 1]: right for pixels, wrong for latents. It is off in every Stable Diffusion checkpoint.
     scheduler = cls.from_config({**config, "clip_sample": False}, **extra)
     if name == "LCM" and steps > scheduler.config.original_inference_steps:
-        raise ValueError(f"LCM can make at most {scheduler.config.original_inference_steps} steps, not {steps}; ask for fewer steps.")
+        raise ValueError(
+            f"LCM can make at most {scheduler.config.original_inference_steps} steps, not {steps}; ask for fewer steps."
+        )
     scheduler.set_timesteps(steps, device=device)
     return scheduler
 

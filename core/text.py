@@ -50,17 +50,19 @@ def tokenize(sd: StableDiffusion, prompt: str) -> Tokens:
     with sd.tokenizer_lock:
         full = sd.tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False, truncation=False, verbose=False)
         marks = sd.tokenizer.convert_ids_to_tokens(full.input_ids)
-    start, end, pad = sd.tokenizer.bos_token_id, sd.tokenizer.eos_token_id, sd.tokenizer.pad_token_id
+
+    def mark(token: str, position: int, kind: str) -> Token:
+        return Token(position, int(sd.tokenizer.convert_tokens_to_ids(token)), token, -1, kind)  # pyright: ignore[reportArgumentType]
+
     kept = length - 2
-    tokens = [Token(0, start, sd.tokenizer.bos_token, -1, "start")]
+    tokens = [mark(str(sd.tokenizer.bos_token), 0, "start")]
     word = 0
-    for token_id, mark, (a, b) in list(zip(full.input_ids, marks, full.offset_mapping, strict=True))[:kept]:
+    for token_id, piece, (a, b) in list(zip(full.input_ids, marks, full.offset_mapping, strict=True))[:kept]:
         tokens.append(Token(len(tokens), token_id, prompt[a:b], word, "text"))
-        word += mark.endswith("</w>")
-    tokens.append(Token(len(tokens), end, sd.tokenizer.eos_token, -1, "end"))
+        word += piece.endswith("</w>")
+    tokens.append(mark(str(sd.tokenizer.eos_token), len(tokens), "end"))
     used = len(tokens)
-    piece = sd.tokenizer.pad_token
-    tokens += [Token(i, pad, piece, -1, "padding") for i in range(used, length)]
+    tokens += [mark(str(sd.tokenizer.pad_token), i, "padding") for i in range(used, length)]
     cut = prompt[full.offset_mapping[kept][0] :] if len(full.input_ids) > kept else ""
     return Tokens(tuple(tokens), used, cut)
 

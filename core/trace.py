@@ -11,22 +11,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from core import attention, latents, schedulers, text
+from core import attention, latents, text
 from core.models import StableDiffusion
 from core.sampling import Request, Step
 from core.text import Token, Tokens
 
 MEGABYTES = 64  # the budget of one run's attention; a run that would go over it keeps the maps of its first steps and says so
-KEPT = ("x", "eps_uncond", "eps_cond", "x0")
+TENSORS = ("x", "x_in", "eps_uncond", "eps_cond", "eps", "x0", "x_next")
+SAVED = ("x", "eps_uncond", "eps_cond", "x0")  # the others follow from these
 
 
 @dataclass
 class Trace:
     """A run's steps in float16 on the CPU. Fills itself while a run passes through `follow`, replays it afterwards.
 
-        trace = Trace.start(sd, request)
-        for step in trace.follow(denoise(sd, request, Record())): ...
-        trace.picture   # (3, H, W) uint8, after finish()
+    trace = Trace.start(sd, request)
+    for step in trace.follow(denoise(sd, request, Record())): ...
+    trace.picture   # (3, H, W) uint8, after finish()
     """
 
     request: Request
@@ -64,7 +65,10 @@ class Trace:
         """Passes each step on, and keeps a copy."""
         budget = MEGABYTES * 2**20
         for step in steps:
-            small = {name: None if (v := getattr(step, name)) is None else pack(v) for name in ("x", "x_in", "eps_uncond", "eps_cond", "eps", "x0", "x_next")}
+            small = {n: None if (v := getattr(step, n)) is None else pack(v) for n in TENSORS}
+                name: None if (v := getattr(step, name)) is None else pack(v)
+                for name in ("x", "x_in", "eps_uncond", "eps_cond", "eps", "x0", "x_next")
+            }
             maps = {layer: pack(p) for layer, p in step.attention.items()}
             if self.attention_bytes + sum(p.nbytes for p in maps.values()) > budget:
                 note = f"Attention was kept up to the budget of {MEGABYTES} MB; later steps have none."
@@ -97,7 +101,7 @@ class Trace:
 
     @property
     def bytes(self) -> int:
-        kept = sum(v.nbytes for s in self.steps for n in ("x", "x_in", "eps_uncond", "eps_cond", "eps", "x0", "x_next") if (v := getattr(s, n)) is not None)
+        kept = sum(v.nbytes for s in self.steps for n in TENSORS if (v := getattr(s, n)) is not None)
         return kept + self.attention_bytes + (0 if self.picture is None else self.picture.nbytes)
 
     def rgb(self, i: int, which: str = "x0") -> Tensor:
@@ -108,7 +112,14 @@ class Trace:
         rgb = torch.einsum("bchw,cr->brhw", value.float(), self.preview[:4]) + self.preview[4][None, :, None, None]
         return to_uint8(rgb.clamp(-1, 1))[0]
 
-    def word_map(self, positions: tuple[int, ...], *, steps: Iterable[int] | None = None, layers: Iterable[str] | None = None, branch: int = -1) -> Tensor:
+    def word_map(
+        self,
+        positions: tuple[int, ...],
+        *,
+        steps: Iterable[int] | None = None,
+        layers: Iterable[str] | None = None,
+        branch: int = -1,
+    ) -> Tensor:
         """attention.heat_map over this run's steps, (h, w)."""
         chosen = self.steps if steps is None else [self.steps[i] for i in steps]
         return attention.heat_map((s.attention for s in chosen), positions, size=self.size, layers=layers, branch=branch)
@@ -122,7 +133,7 @@ class Trace:
         tensors: dict[str, Tensor] = {"preview": self.preview}
         facts = []
         for s in self.steps:
-            tensors |= {f"{s.i}.{n}": v.contiguous() for n in KEPT if (v := getattr(s, n)) is not None}
+            tensors |= {f"{s.i}.{n}": v.contiguous() for n in SAVED if (v := getattr(s, n)) is not None}
             tensors |= {f"{s.i}.attention.{layer}": p.contiguous() for layer, p in s.attention.items()}
             facts.append({n: getattr(s, n) for n in ("i", "count", "t", "sigma", "alpha_bar", "w")})
         if self.steps:
@@ -158,12 +169,20 @@ class Trace:
             assert x is not None and x0 is not None
             prefix = f"{i}.attention."
             # What the file leaves out follows from what it has: the guided prediction, the UNet's input, the next step's start.
-            eps = eps_cond if eps_uncond is None else eps_uncond if eps_cond is None else eps_uncond + f["w"] * (eps_cond - eps_uncond)
+            eps = (
+                eps_cond
+                if eps_uncond is None
+                else eps_uncond
+                if eps_cond is None
+                else eps_uncond + f["w"] * (eps_cond - eps_uncond)
+            )
             assert eps is not None
             x_in = (f["alpha_bar"] ** 0.5 * x0.float() + (1 - f["alpha_bar"]) ** 0.5 * eps.float()).half()
             x_next = tensors.get(f"{i + 1}.x", tensors["end"])
             maps = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            steps.append(Step(**f, x=x, x_in=x_in, eps_uncond=eps_uncond, eps_cond=eps_cond, eps=eps, x0=x0, x_next=x_next, attention=maps))
+            steps.append(
+                Step(**f, x=x, x_in=x_in, eps_uncond=eps_uncond, eps_cond=eps_cond, eps=eps, x0=x0, x_next=x_next, attention=maps)
+            )
         request = about["request"]
         if request["interval"] is not None:
             request["interval"] = tuple(request["interval"])

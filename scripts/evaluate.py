@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
 from judge import FOLDER, Judge, Verdict, load_judge
 from scenes import STYLES, Spec, caption, compose, sample_spec
-from torch import Tensor
 from train_classifier import through_vae
 from train_vae import pictures, psnr, to_tensor
 from training import MODELS, device
@@ -128,7 +129,9 @@ def apart(prompts: list[Prompt], rows: list[dict[str, bool]]) -> dict[str, dict]
     return {kind: shares([r for p, r in zip(prompts, rows, strict=True) if p.held_out == held]) for kind, held in kinds.items()}
 
 
-def judged(pipe: StableDiffusionPipeline, judge: Judge, prompts: list[Prompt], guidance: float, steps: int, batch: int) -> dict[str, dict]:
+def judged(
+    pipe: StableDiffusionPipeline, judge: Judge, prompts: list[Prompt], guidance: float, steps: int, batch: int
+) -> dict[str, dict]:
     rows: list[dict[str, bool]] = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
@@ -249,7 +252,9 @@ def main() -> None:
     ask.add_argument("--model", default="emoji", help="its folder's name in assets/models")
     ask.add_argument("--guidances", type=float, nargs="+", default=[0, 1, 2, 4, 7.5, 10])
     ask.add_argument("--best", type=float, default=4, help="the guidance that gets all prompts")
-    ask.add_argument("--prompts", type=int, default=500, help="different prompts at the best guidance, and a quarter as many held-out ones")
+    ask.add_argument(
+        "--prompts", type=int, default=500, help="different prompts at the best guidance, and a quarter as many held-out ones"
+    )
     ask.add_argument("--others", type=int, default=120, help="the same at each other guidance")
     ask.add_argument("--steps", type=int, default=20)
     ask.add_argument("--batch", type=int, default=16)
@@ -279,7 +284,10 @@ def main() -> None:
     keep()
     print(f"VAE: {found['psnr']:.2f} dB on {args.scenes} unseen scenes", flush=True)
 
-    trained, held_out = make_prompts(max(args.prompts, args.others), False), make_prompts(max(args.prompts, args.others) // 4, True)
+    trained, held_out = (
+        make_prompts(max(args.prompts, args.others), False),
+        make_prompts(max(args.prompts, args.others) // 4, True),
+    )
     found["ceiling"] = ceiling(pipe, judge, trained[: args.prompts] + held_out[: args.prompts // 4], args.batch)
     found["attention"] = pointing(folder, args.pointing)
     keep()

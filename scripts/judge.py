@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from scenes import BACKGROUNDS, HELD_OUT, OBJECTS, STYLES
 from torch import Tensor, nn
+
+from scenes import BACKGROUNDS, HELD_OUT, OBJECTS, STYLES
 from training import MODELS, device
 
 FOLDER = MODELS / "judge"

@@ -49,7 +49,14 @@ HELD_OUT = {
     "hibiscus": ("1f33a", "rose"), "pear": ("1f350", "apple"), "american football": ("1f3c8", "ball"),
 }  # fmt: skip
 
-ALIASES = {"apple": "red apple", "bee": "honeybee", "car": "red car", "gift": "present", "tree": "pine tree", "mushroom": "red mushroom"}
+ALIASES = {
+    "apple": "red apple",
+    "bee": "honeybee",
+    "car": "red car",
+    "gift": "present",
+    "tree": "pine tree",
+    "mushroom": "red mushroom",
+}
 PLURAL = {"grapes", "cherries"}  # "grapes on a red background", without an article
 WEARERS = list(OBJECTS)[:17]
 HATS = ["top hat", "crown", "graduation cap"]
@@ -140,7 +147,9 @@ def _boxes(spec: Spec, side: int, rng: random.Random) -> list[tuple[Image.Image,
     def scaled(name: str, share: float, flip: bool = True) -> Image.Image:
         picture = art(name)
         scale = share * side / max(picture.size)
-        picture = picture.resize([max(1, round(n * scale)) for n in picture.size], Image.Resampling.BOX if scale < 0.4 else Image.Resampling.BICUBIC)
+        picture = picture.resize(
+            [max(1, round(n * scale)) for n in picture.size], Image.Resampling.BOX if scale < 0.4 else Image.Resampling.BICUBIC
+        )
         return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and rng.random() < 0.5 else picture
 
     def near(centre: float, length: int, spread: float) -> int:
@@ -167,7 +176,7 @@ def _stylise(picture: Image.Image, style: str, light: np.ndarray, cover: np.ndar
     side = picture.width
     if style == "oil painting":  # flat strokes of the commonest colour nearby, rich paint
         return ImageEnhance.Color(picture.filter(ImageFilter.ModeFilter(2 * (side // 56) + 1))).enhance(1.35)
-    if style == "pencil sketch":  # colour dodge of the grey picture by its blurred negative leaves the lines; paper is tinted, objects shaded
+    if style == "pencil sketch":  # colour dodge by the blurred negative leaves lines; tinted paper, shaded objects
         grey = np.asarray(picture.convert("L"), np.float32)
         soft = np.asarray(picture.convert("L").filter(ImageFilter.GaussianBlur(side / 36)), np.float32)
         lines = np.clip((grey + 20) / (soft + 20), 0.25, 1.0) ** 1.5

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from torch import Tensor
+
 from judge import GRID, NAMES, SIDE, Judge, Verdict, new_judge, save_judge
 from scenes import BACKGROUNDS, HELD_OUT, STYLES, Spec, compose, sample_spec
-from torch import Tensor
 from train_vae import to_tensor
 from training import MODELS, device, train_loop
 
@@ -190,7 +191,9 @@ def main() -> None:
     save_judge(judge, shares)
     print(f"{args.unseen} unseen scenes: {told(shares)}", flush=True)
     if vae is not None:
-        print(f"the same through the VAE: {told(accuracy(judge, unseen, through_vae(vae, unseen.pictures, noise=0)))}", flush=True)
+        print(
+            f"the same through the VAE: {told(accuracy(judge, unseen, through_vae(vae, unseen.pictures, noise=0)))}", flush=True
+        )
     if shares["objects"] < 0.97 or shares["background"] < 0.99:
         raise SystemExit("The judge is too weak: 97 % of objects and 99 % of backgrounds are the least. Train it longer.")
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from scenes import Spec, caption, compose, sample_spec
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from scenes import Spec, caption, compose, sample_spec
 from train_vae import to_tensor
 from training import MODELS, SHARD, STATE, device, train_loop
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 # As in SD 1.5's scheduler_config.json; nothing else, so that each scheduler keeps its own defaults (spacing of timesteps).
 SCHEDULER = {
@@ -53,7 +54,9 @@ INDEX = {
 }
 
 
-def build(size: int, width: int, layers: int, channels: list[int], tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+def build(
+    size: int, width: int, layers: int, channels: list[int], tokenizer: CLIPTokenizer
+) -> tuple[CLIPTextModel, UNet2DConditionModel]:
     """Untrained parts for size x size latents. The text encoder has the whole vocabulary: 49,408 rows."""
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -121,14 +124,22 @@ def encoded(vae: AutoencoderKL, count: int, size: int) -> tuple[list[Spec], Tens
     rng = random.Random(3)
     specs = [sample_spec(rng, "train") for _ in range(count)]
     # Everything that the latents depend on names the file.
-    about = [vae.encoder.conv_in.weight.sum().item(), vae.config.scaling_factor, count, size, Path(__file__).with_name("scenes.py").read_text()]
+    about = [
+        vae.encoder.conv_in.weight.sum().item(),
+        vae.config.scaling_factor,
+        count,
+        size,
+        Path(__file__).with_name("scenes.py").read_text(),
+    ]
     path = STATE / f"latents-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.pt"
     if path.exists():
         return specs, *torch.load(path)
     means, stds = [], []
     vae.to(memory_format=torch.channels_last)
     for start in range(0, count, 32):
-        x = to_tensor(np.stack([compose(s, size).picture for s in specs[start : start + 32]])).contiguous(memory_format=torch.channels_last)
+        x = to_tensor(np.stack([compose(s, size).picture for s in specs[start : start + 32]])).contiguous(
+            memory_format=torch.channels_last
+        )
         with torch.autocast(device().type, torch.bfloat16):
             latents = vae.encode(x).latent_dist
         means.append((latents.mean.float() * vae.config.scaling_factor).half().cpu().contiguous())

@@ -1,0 +1,168 @@
+"""Speed and memory on the embedded model, as ratios within one run: machines are shared, and a second of today is not one of tomorrow.
+
+    make bench            # a table, and one line of JSON last
+    make bench ARGS="--turns 9 --no-page"
+
+Every turn runs all contestants one after the other; a ratio is the median over turns of what the two took in the same turn.
+"""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from core import latents, models, schedulers
+from core.attention import Record
+from core.models import StableDiffusion
+from core.sampling import Request, denoise
+from core.trace import Trace
+
+REQUEST = Request("a fox in a top hat on a blue background", seed=1, steps=20)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def bare_calls(sd: StableDiffusion) -> Callable[[], None]:
+    """The UNet calls that a run makes, and nothing else."""
+    calls = []
+    hook = sd.unet.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    list(denoise(sd, REQUEST))
+    hook.remove()
+
+    @torch.no_grad()
+    def run() -> None:
+        for args, kwargs in calls:
+            sd.unet(*args, **kwargs)
+
+    return run
+
+
+def loops(sd: StableDiffusion, turns: int) -> dict[str, float]:
+    cls, extra = schedulers.SCHEDULERS[REQUEST.scheduler]
+    pipe = StableDiffusionPipeline(
+        vae=sd.vae,
+        text_encoder=sd.text_encoder,
+        tokenizer=sd.tokenizer,
+        unet=sd.unet,
+        scheduler=cls.from_config(sd.scheduler_config, **extra),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def ours(record: Record | None = None) -> torch.Tensor:
+        *_, last = denoise(sd, REQUEST, record)
+        return last.x_next
+
+    def picture() -> torch.Tensor:
+        return latents.decode(sd, ours())
+
+    def theirs() -> torch.Tensor:
+        source = torch.Generator().manual_seed(REQUEST.seed)
+        options = {"num_inference_steps": REQUEST.steps, "guidance_scale": REQUEST.guidance, "generator": source}
+        return pipe(REQUEST.prompt, output_type="pt", **options).images
+
+    assert torch.allclose(picture(), theirs() * 2 - 1, atol=1e-6), "not the same picture: nothing to compare"
+    contestants = {
+        "bare": bare_calls(sd),
+        "loop": ours,
+        "recording": lambda: ours(Record()),
+        "picture": picture,
+        "pipeline": theirs,
+    }
+    for work in contestants.values():
+        work()  # warm
+    took: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(turns):
+        names = list(contestants)
+        for name in names if turn % 2 else reversed(names):
+            took[name].append(seconds(contestants[name]))
+
+    def ratio(a: str, b: str) -> float:
+        return round(statistics.median(x / y for x, y in zip(took[a], took[b], strict=True)), 3)
+
+    trace = Trace.start(sd, REQUEST)
+    for _ in trace.follow(denoise(sd, REQUEST, Record())):
+        pass
+    return {
+        "loop_overhead": ratio("loop", "bare"),
+        "vs_pipeline": ratio("picture", "pipeline"),
+        "record_overhead": ratio("recording", "loop"),
+        "record_mb": round(trace.bytes / 1e6, 2),
+        "picture_s": round(statistics.median(took["picture"]), 2),
+    }
+
+
+def page(turns: int) -> dict[str, float]:
+    """Through the page's own API, as a visitor's click goes: engine, queue, server, client."""
+    from gradio_client import Client
+
+    import app
+
+    engine = app.make_engine([])
+    engine.model("emoji")
+    demo = app.make_app(engine)
+    _, url, _ = demo.launch(**app.launch_options(), prevent_thread_lock=True, quiet=True, server_port=None)
+    try:
+        client = Client(url, verbose=False)
+        ask = ("a fox in a top hat on a blue background", "", 1, 20, 7.5, "DDIM")
+        client.predict(*ask, api_name="/generate")
+        clicks = [seconds(lambda: client.predict(*ask, api_name="/generate")) for _ in range(turns)]
+
+        def first_preview() -> float:
+            start = time.perf_counter()
+            job = engine.submit(REQUEST, owner="bench")
+            for snapshot in engine.events(job, rate=1000):
+                if snapshot.preview is not None:
+                    took = time.perf_counter() - start
+                    engine.result(job)
+                    return took
+            raise AssertionError("a run without a preview")
+
+        previews = [first_preview() for _ in range(turns)]
+    finally:
+        demo.close()
+        engine.close()
+    return {
+        "click_to_picture_s": round(statistics.median(clicks), 2),
+        "first_preview_s": round(statistics.median(previews), 3),
+    }
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--turns", type=int, default=7)
+    ask.add_argument("--no-page", action="store_true")
+    args = ask.parse_args()
+    sd = models.load("emoji")
+    figures = loops(sd, args.turns)
+    if not args.no_page:
+        figures |= page(args.turns)
+    imports = [seconds(lambda: subprocess.run([sys.executable, "-c", "import app"], check=True)) for _ in range(3)]
+    figures["import_s"] = round(statistics.median(imports), 2)
+    for name, value in figures.items():
+        print(f"{name:24}{value:>10}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

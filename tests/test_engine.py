@@ -1,0 +1,206 @@
+"""One lane, many people: nobody's picture mixes with another's, and everyone gets a turn."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import toy_model
+
+from core import schedulers
+from core.engine import LocalEngine
+from core.sampling import Request, denoise
+
+NAMES = ["DDIM", "PNDM", "Euler", "DPM++ 2M", "UniPC", "Heun"]
+
+
+@pytest.fixture
+def engine(toy):
+    made = LocalEngine(lambda name: toy, allowed=("toy", "broken"))
+    yield made
+    made.close()
+
+
+def ask(k: int) -> Request:
+    return Request(f"a dog number {k}", seed=k, steps=5 + k % 4, guidance=1.5 + k % 5, scheduler=NAMES[k % 6], model="toy")
+
+
+def single(sd, request):
+    *_, last = denoise(sd, request)
+    return last.x_next.half()
+
+
+def test_48_jobs_of_8_threads_equal_their_single_runs(engine, toy):
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda k: engine.submit(ask(k), owner=f"person {k}"), range(48)))
+        traces = list(pool.map(engine.result, ids))
+    assert [t.request for t in traces] == [ask(k) for k in range(48)]
+    assert sum(torch.equal(t.steps[-1].x_next, single(toy, ask(k))) for k, t in enumerate(traces)) == 48
+
+
+def test_interleaved_loops_equal_their_single_runs(toy):
+    runs = [denoise(toy, ask(k)) for k in range(6)]
+    ends = {}
+    while len(ends) < 6:
+        for k, steps in enumerate(runs):
+            if k not in ends and (step := next(steps, None)) is not None and step.i == step.count - 1:
+                ends[k] = step.x_next.half()
+    assert all(torch.equal(ends[k], single(toy, ask(k))) for k in range(6))
+
+
+def test_a_shared_scheduler_would_fail_this(toy, monkeypatch):
+    """The test above can fail: with one scheduler for all, most of its pictures are wrong or an error."""
+    right = [single(toy, replace(ask(k), scheduler="PNDM", steps=6)) for k in range(4)]
+    shared = schedulers.make("PNDM", toy.scheduler_config, 6)
+    monkeypatch.setattr(schedulers, "make", lambda *_: shared)
+    runs = [denoise(toy, replace(ask(k), scheduler="PNDM", steps=6)) for k in range(4)]
+    try:
+        ends = [steps[-1].x_next.half() for steps in zip(*[list(turn) for turn in zip(*runs, strict=True)], strict=True)]
+    except Exception:
+        return
+    assert not all(torch.equal(a, b) for a, b in zip(ends, right, strict=True))
+
+
+def test_events_tell_the_story(engine):
+    job = engine.submit(Request("a dog", steps=20, model="toy"))
+    seen = list(engine.events(job, rate=1000))
+    states = [s.state for s in seen]
+    assert states[-1] == "done" and states.index("running") < states.index("done")
+    assert [s.version for s in seen] == sorted({s.version for s in seen})
+    steps = [s.i for s in seen if s.state == "running" and s.i]
+    assert steps == sorted(steps) and all(s.count == 20 for s in seen if s.i)
+    assert any(s.preview is not None and s.preview.shape == (3, 8, 8) for s in seen)
+    assert list(engine.events(job))[-1].state == "done"  # a page that comes back finds it
+
+
+def slow(sd):
+    """A model that takes 20 ms a step, so that a test can act in the middle."""
+    sd.unet.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    return sd
+
+
+def test_stop_acts_within_one_step_and_the_next_job_runs():
+    engine = LocalEngine(lambda _: slow(toy_model()), allowed=("toy",))
+    first, second = (engine.submit(Request("a dog", steps=100, model="toy"), owner=o) for o in "ab")
+    for snapshot in engine.events(first, rate=1000):
+        if snapshot.i >= 3:
+            stopped_at = snapshot.i
+            engine.cancel(first)
+            break
+    trace = engine.result(first, timeout=5)
+    assert trace.stopped and trace.picture is None
+    assert len(trace) <= stopped_at + 2
+    engine.cancel(second)
+    engine.result(second, timeout=5)
+    engine.close()
+
+
+def test_a_waiting_job_can_be_stopped():
+    engine = LocalEngine(lambda _: slow(toy_model()), allowed=("toy",))
+    first = engine.submit(Request("a dog", steps=30, model="toy"))
+    second = engine.submit(Request("a cat", steps=30, model="toy"))
+    engine.cancel(second)
+    assert list(engine.events(second))[-1].state == "stopped"
+    with pytest.raises(ValueError, match="stopped before it began"):
+        engine.result(second)
+    assert not engine.result(first, timeout=20).stopped
+    engine.close()
+
+
+def test_who_asks_for_one_does_not_wait_for_who_asks_for_three():
+    engine = LocalEngine(lambda _: slow(toy_model()), allowed=("toy",))
+    heavy = [engine.submit(Request("x", seed=k, steps=3, model="toy"), owner="heavy") for k in range(3)]
+    light = [engine.submit(Request("y", steps=3, model="toy"), owner=f"light {k}") for k in range(4)]
+    done, lock = [], threading.Lock()
+
+    def wait(job):
+        engine.result(job)
+        with lock:
+            done.append(job)
+
+    with ThreadPoolExecutor(7) as pool:
+        list(pool.map(wait, heavy + light))
+    assert max(done.index(j) for j in light) <= 5  # at most two of the heavy one's came before
+    engine.close()
+
+
+def test_places_count_down():
+    engine = LocalEngine(lambda _: slow(toy_model()), allowed=("toy",))
+    jobs = [engine.submit(Request("x", seed=k, steps=4, model="toy"), owner=str(k)) for k in range(4)]
+    places = [s.place for s in engine.events(jobs[3], rate=1000) if s.state == "queued"]
+    assert places == sorted(places, reverse=True) and places[-1] >= 1
+    engine.close()
+
+
+def test_limits_are_said(engine):
+    with pytest.raises(ValueError, match="no model 'emoji' in this app"):
+        engine.submit(Request("a dog"))
+    gate = threading.Event()
+    blocked = LocalEngine(lambda _: gate.wait(10) and toy_model(), allowed=("toy",))
+    try:
+        for k in range(4):
+            blocked.submit(ask(k), owner="a")
+            time.sleep(0.05)
+        with pytest.raises(ValueError, match="3 runs waiting already"):
+            blocked.submit(ask(5), owner="a")
+    finally:
+        gate.set()
+        blocked.close()
+
+
+def test_an_error_ends_its_job_and_not_the_lane(toy):
+    def load(name):
+        if name == "broken":
+            raise ValueError("The model broken is broken.")
+        return toy
+
+    engine = LocalEngine(load, allowed=("toy", "broken"))
+    bad = engine.submit(Request("a dog", model="broken"))
+    with pytest.raises(ValueError, match="The model broken is broken"):
+        engine.result(bad, timeout=5)
+    assert list(engine.events(bad))[-1].message == "The model broken is broken."
+    assert engine.result(engine.submit(ask(1)), timeout=20).picture is not None
+    engine.close()
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_out_of_memory_is_a_sentence_and_the_next_run_is_right(at):
+    sd, calls = toy_model(), []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == at + 1:
+            raise torch.OutOfMemoryError("no memory")
+
+    sd.unet.register_forward_pre_hook(fail)
+    engine = LocalEngine(lambda _: sd, allowed=("toy",))
+    with pytest.raises(ValueError, match="ran out of memory; choose a smaller size"):
+        engine.result(engine.submit(ask(0)), timeout=20)
+    assert torch.equal(engine.result(engine.submit(ask(1)), timeout=20).steps[-1].x_next, single(sd, ask(1)))
+    engine.close()
+
+
+def test_nan_is_a_sentence(toy):
+    sd = toy_model()
+    sd.unet.register_forward_hook(lambda *_: (torch.full((2, 4, 8, 8), float("nan")),))
+    engine = LocalEngine(lambda _: sd, allowed=("toy",))
+    with pytest.raises(ValueError, match="noise prediction of step 1 is not finite"):
+        engine.result(engine.submit(ask(0)), timeout=20)
+    engine.close()
+
+
+def test_finished_runs_are_kept_for_their_owner_up_to_a_limit(engine):
+    ids = []
+    for k in range(10):
+        ids.append(engine.submit(replace(ask(k), steps=1), owner="a"))
+        engine.result(ids[-1])
+    other = engine.submit(replace(ask(1), steps=1), owner="b")
+    engine.result(other)
+    deadline = time.time() + 5
+    while len(engine.mine("a")) > 8 and time.time() < deadline:
+        time.sleep(0.01)
+    assert engine.mine("a") == ids[2:] and engine.mine("b") == [other]
+    with pytest.raises(ValueError, match="no longer kept"):
+        engine.result(ids[0])

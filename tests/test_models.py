@@ -1,0 +1,104 @@
+"""Loading: the embedded model, damaged files, and what is said when there is none."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from core import catalog, models
+
+EMOJI = catalog.MODELS / "emoji"
+
+
+def test_the_embedded_model_is_a_stable_diffusion_at_small_scale(emoji):
+    assert emoji.factor == 8 and emoji.size >= 128
+    assert emoji.vae.config.latent_channels == 4 and len(emoji.tokenizer) == 49408
+    config = emoji.scheduler_config
+    assert (config["beta_start"], config["beta_end"], config["beta_schedule"]) == (0.00085, 0.012, "scaled_linear")
+    assert emoji.why and emoji.revision and emoji.licence
+
+
+def test_diffusers_opens_it_unchanged():
+    pipe = StableDiffusionPipeline.from_pretrained(EMOJI, safety_checker=None, local_files_only=True)
+    assert pipe.unet.dtype == pipe.text_encoder.dtype == pipe.vae.dtype == torch.float32
+
+
+def test_its_weights_are_small_and_in_its_manifest():
+    files = {str(f.relative_to(EMOJI)): f.stat().st_size for f in EMOJI.glob("*/*.safetensors")}
+    assert set(files) == set(json.loads((EMOJI / "manifest.json").read_text())["sha256"])
+    assert max(files.values()) < 9e6 and sum(files.values()) < 120e6
+
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+    folder = shutil.copytree(EMOJI, tmp_path / "copy")
+    shard = next((folder / "unet").glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-100] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ValueError, match=f"damaged: unet/{shard.name}"):
+        models.load(str(folder))
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"incomplete: unet/{shard.name} is missing"):
+        models.load(str(folder))
+
+
+def test_a_cut_off_file_without_a_manifest_is_a_sentence(tmp_path):
+    folder = shutil.copytree(EMOJI, tmp_path / "copy")
+    (folder / "manifest.json").unlink()
+    shard = next((folder / "vae").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="could not be opened"):
+        models.load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd-turbo", "someone/something"])
+def test_offline_says_what_is_missing_and_what_to_do(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match=r"is not on this machine and the Hub cannot be reached.*hf download.*embedded model needs nothing"
+    ):
+        models.load(name)
+
+
+def test_unknown_names_and_wrong_folders(tmp_path):
+    with pytest.raises(ValueError, match="no model 'nothing'; choose one of emoji"):
+        models.load("nothing")
+    with pytest.raises(ValueError, match="lacks tokenizer, text_encoder, vae, unet, scheduler"):
+        models.load(str(tmp_path))
+
+
+def test_only_safetensors_are_fetched(monkeypatch, tmp_path):
+    asked = []
+
+    def download(repository, **options):
+        asked.append(options["allow_patterns"])
+        for part in catalog.PARTS:
+            (tmp_path / part).mkdir(exist_ok=True)
+        (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(ValueError, match="has no safetensors"):
+        catalog.resolve("sd15")
+    assert asked and not any(p.endswith((".bin", ".ckpt", ".pt", "*")) for patterns in asked for p in patterns)
+
+
+def test_the_first_candidate_that_answers_is_named(monkeypatch, tmp_path):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    folder = tmp_path / "0123abcd"
+    for part in catalog.PARTS:
+        (folder / part).mkdir(parents=True)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+
+    def download(repository, **_):
+        if repository.startswith("stable-diffusion-v1-5"):
+            raise LocalEntryNotFoundError("no")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = catalog.resolve("sd15")
+    assert (found.source, found.revision) == ("sd-legacy/stable-diffusion-v1-5", "0123abcd")

@@ -1,0 +1,96 @@
+"""A run's record: replay, memory, one file."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from core import latents, trace
+from core.attention import Record
+from core.sampling import Request, denoise
+from core.trace import Trace
+
+
+def run(sd, request, record=Record()):  # noqa: B008 (frozen)
+    kept = Trace.start(sd, request)
+    *_, last = kept.follow(denoise(sd, request, record))
+    kept.finish(sd, last.x_next)
+    return kept, last
+
+
+def test_replay_equals_the_run(toy):
+    request = Request("a dog", steps=4, guidance=3, scheduler="Euler")
+    kept, _ = run(toy, request)
+    for live, old in zip(denoise(toy, request, Record()), kept, strict=True):
+        for name in ("x", "x_in", "eps_uncond", "eps_cond", "eps", "x0", "x_next"):
+            assert torch.equal(getattr(live, name).half(), getattr(old, name))
+        assert (live.i, live.t, live.sigma, live.w) == (old.i, old.t, old.sigma, old.w)
+        assert all(torch.equal(p.half(), old.attention[n]) for n, p in live.attention.items())
+
+
+def test_the_picture_is_the_pipelines_to_the_byte(emoji):
+    from conftest import pipeline_of
+
+    kept, _ = run(emoji, Request("a fox on a blue background", seed=3, steps=4))
+    source = torch.Generator().manual_seed(3)
+    pipe = pipeline_of(emoji, "DDIM")
+    theirs = pipe(
+        "a fox on a blue background", num_inference_steps=4, guidance_scale=7.5, generator=source, output_type="np"
+    ).images[0]
+    assert torch.equal(kept.picture.permute(1, 2, 0), torch.from_numpy((theirs * 255).round().astype("uint8")))
+
+
+def test_twenty_steps_stay_under_ten_megabytes(emoji):
+    kept, _ = run(emoji, Request("a fox", steps=20))
+    assert kept.bytes < 10e6 and kept.attention_bytes > 0 and not kept.notes
+
+
+def test_over_budget_the_picture_is_kept_and_it_is_said(toy, monkeypatch):
+    monkeypatch.setattr(trace, "MEGABYTES", 0.1)
+    kept, _ = run(toy, Request("a dog", steps=6))
+    assert len(kept) == 6 and kept.picture is not None
+    assert kept.steps[0].attention and not kept.steps[-1].attention
+    assert kept.notes == ["Attention was kept up to the budget of 0.1 MB; later steps have none."]
+
+
+@pytest.mark.parametrize("guidance", [0, 1, 4])
+def test_one_file_holds_it_all(toy, tmp_path, guidance):
+    kept, _ = run(toy, Request("a dog", "a cat", steps=3, guidance=guidance, interval=(0, 2)))
+    kept.save(tmp_path / "run.safetensors")
+    back = Trace.open(tmp_path / "run.safetensors")
+    for name in ("request", "made_by", "tokens", "negative_tokens", "layers", "stopped", "notes", "seconds"):
+        assert getattr(back, name) == getattr(kept, name)
+    assert torch.equal(back.picture, kept.picture)
+    for a, b in zip(kept, back, strict=True):
+        for field in dataclasses.fields(a):
+            x, y = getattr(a, field.name), getattr(b, field.name)
+            if isinstance(x, torch.Tensor):
+                # eps and x_in are worked out again from halves; everything else is the same to the bit
+                assert (x - y).abs().max() <= (0.02 if field.name in ("eps", "x_in") else 0), field.name
+            elif field.name != "attention":
+                assert x == y
+        assert all(torch.equal(a.attention[n], b.attention[n]) for n in a.attention)
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "no.safetensors").write_bytes(b"hello")
+    with pytest.raises(ValueError, match="not a saved run"):
+        Trace.open(tmp_path / "no.safetensors")
+
+
+def test_previews_need_no_model(toy):
+    kept, last = run(toy, Request("a dog", steps=2))
+    live = trace.to_uint8(latents.preview(toy, last.x0))[0]
+    assert (kept.rgb(1).int() - live.int()).abs().max() <= 1  # half precision
+    assert kept.rgb(0, "x").shape == (3, 8, 8)
+
+
+def test_word_map_finds_the_cond_half(toy):
+    kept, _ = run(toy, Request("a dog", steps=2, guidance=2))
+    assert kept.word_map((2,)).shape == (8, 8)
+    assert not torch.equal(kept.word_map((2,)), kept.word_map((2,), branch=0))
+
+
+def test_settings_say_everything(toy):
+    kept, _ = run(toy, Request("a dog", steps=2))
+    assert {"prompt", "seed", "scheduler", "model", "source", "revision", "licence", "device"} <= set(kept.settings())

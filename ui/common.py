@@ -1,0 +1,122 @@
+"""What the tabs share: the header, who is visiting in which language, and how a refusal is shown."""
+
+import html
+import json
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from core.catalog import CATALOG
+from core.engine import LocalEngine
+from core.trace import Trace
+from ui import texts
+
+HERE = Path(__file__).parent
+EXAMPLE = HERE.parent / "assets" / "examples" / "first.safetensors"
+
+# Handlers only watch runs: the engine has the one lane of the device. So many may watch at once, and each needs a thread while it does.
+WATCHERS = 60
+WATCH = {"concurrency_id": "watch", "concurrency_limit": WATCHERS, "show_progress": "hidden", "api_visibility": "private"}
+# What answers at once stays out of the queue, so that it is quick while the device is busy.
+QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+i18n = gr.I18n(**texts.LANGUAGES)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What app.py gives to every tab's build()."""
+
+    engine: LocalEngine
+    model: gr.Dropdown  # the header's model menu
+    owner: gr.BrowserState  # a random name for this browser, by which a reloaded page finds its runs
+    example: Trace | None  # the finished run that the page opens with
+
+
+def language(request: gr.Request) -> str:
+    headers = request.headers
+    return texts.language_of(headers.get("cookie"), headers.get("accept-language"))
+
+
+def owner_of(stored: object) -> str:
+    """The browser's own name, or a new one: never "" or a guess, which could be somebody else's."""
+    return stored if isinstance(stored, str) and re.fullmatch(r"[0-9a-f]{32}", stored) else uuid.uuid4().hex
+
+
+def refusal(language: str, error: Exception, title: str = "error") -> gr.Error:
+    return gr.Error(html.escape(texts.sentence(language, error)), title=texts.say(language, title), print_exception=False)
+
+
+def packed(value: dict) -> str:
+    """A value for one of our scripts. One string, so that Gradio compares and sends it as one; "<" is spelled out."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def script(name: str) -> str:
+    return (HERE / name).read_text("utf-8")
+
+
+def title_of(model: str) -> str:
+    """A model's line in the menu."""
+    entry = CATALOG.get(model)
+    if entry is None:
+        return model
+    return entry.title if entry.embedded else f"{entry.title} · {entry.gigabytes:g} GB"
+
+
+def device_line(engine: LocalEngine, model: str, language: str) -> str:
+    """The device, why this number format, and how long the queue is, as HTML."""
+    sd = engine.loaded(model)
+    where, why = (sd.why.split(":")[0], sd.why) if sd else (texts.say(language, "device_loading"), "")
+    busy = engine.busy()
+    queue = texts.say(language, "queue_free" if not busy else "queue_one" if busy == 1 else "queue_many", count=busy)
+    state = "busy" if busy else "free"
+    return (
+        f'<span class="device" title="{html.escape(why, quote=True)}"><span class="lamp {state}"></span>'
+        f"<span>{html.escape(where)}</span><span>{html.escape(queue)}</span></span>"
+    )
+
+
+def header(engine: LocalEngine, default: str, demo: gr.Blocks) -> tuple[gr.Dropdown, gr.BrowserState]:
+    """Name, model menu, device and its queue, language, projector switch."""
+    # The key is no secret, and need not be one: without it, a restarted server could not read what the browser kept.
+    owner = gr.BrowserState(None, storage_key="inside-stable-diffusion", secret="inside-stable-diffusion")
+    with gr.Row(elem_id="header"):
+        gr.HTML(f"<h1>{texts.EN['name']}</h1>", elem_id="name", apply_default_css=False, min_width=160)
+        model = gr.Dropdown(
+            [(title_of(name), name) for name in engine.allowed],
+            value=default,
+            label=i18n("model"),
+            elem_id="model",
+            filterable=False,
+            min_width=200,
+        )
+        device = gr.HTML(elem_id="device", apply_default_css=False, min_width=120)
+        gr.HTML(
+            i18n("projector"),
+            html_template=script("switches.html"),
+            js_on_load=script("switches.js"),
+            elem_id="switches",
+            apply_default_css=False,
+            min_width=120,
+        )
+
+    def tick(model: str, request: gr.Request) -> str:
+        return device_line(engine, model, language(request))
+
+    for event in (demo.load, gr.Timer(3).tick, model.change):
+        event(tick, model, device, **QUICK)
+    return model, owner
+
+
+def event_value(event: gr.EventData, name: str) -> str:
+    """What one of our scripts sent along with an event; it came from outside."""
+    value = event._data.get(name) if isinstance(event._data, dict) else None
+    return value if isinstance(value, str) else ""
+
+
+Handler = Callable[..., object]

@@ -1,0 +1,452 @@
+"""How does noise become a picture?
+
+Stable Diffusion starts from pure noise. At each step its UNet predicts the noise that is still in it, and the scheduler takes a little
+of that away. Your words steer every prediction.
+"""
+
+import html
+import random
+import re
+from collections.abc import Iterator
+
+import gradio as gr
+
+from core.attention import Record
+from core.catalog import CATALOG
+from core.engine import ENDED, LocalEngine, Snapshot
+from core.images import read_settings
+from core.sampling import Request, check_whole
+from core.schedulers import SCHEDULERS
+from core.text import Tokens, tokenize
+from core.trace import Trace
+from ui import common, render, texts
+from ui.common import QUICK, WATCH, Shared, i18n
+
+TITLE = "tab_prompt"  # a key of ui/texts.py
+EXAMPLE = "example"  # the id of the run that the page opens with
+CONTROLS = ("prompt", "negative", "seed", "steps", "guidance", "scheduler", "width", "height", "first", "last", "model")
+
+
+# --- the handler: plain Python, nothing of gradio -----------------------------------------------------------------------------
+
+
+def request_of(
+    prompt: str,
+    negative: str,
+    seed: int | None,
+    steps: int,
+    guidance: float,
+    scheduler: str,
+    width: int | None,
+    height: int | None,
+    first: int | None,
+    last: int | None,
+    model: str,
+) -> Request:
+    """The controls' values as a request. An empty seed is a new one; an empty size the model's own. Nothing is rounded or clamped."""
+    return Request(
+        prompt=prompt,
+        negative=negative,
+        seed=random.randrange(2**32) if seed is None else seed,
+        steps=steps,
+        guidance=guidance,
+        scheduler=scheduler,
+        width=width,
+        height=height,
+        interval=interval_of(first, last),
+        model=model,
+    )
+
+
+def interval_of(first: int | None, last: int | None) -> tuple[int, int] | None:
+    """The page counts steps from 1 and names the last that is guided; core counts from 0 and names the one after."""
+    if first is None and last is None:
+        return None
+    for name, value in (("start", first), ("stop", last)):
+        if value is not None:
+            check_whole(f"interval's {name}", value, 1, 200)
+    return (0 if first is None else first - 1, 200 if last is None else last)
+
+
+def follow(engine: LocalEngine, job: str, language: str) -> Iterator[dict]:
+    """What the viewer shows of a run, from now to its end. Raises ValueError with the run's own sentence if it failed."""
+    for snapshot in engine.events(job):
+        if snapshot.state not in ENDED:
+            yield live(snapshot, language)
+    if snapshot.state == "stopped" and not snapshot.i:
+        yield empty(language, "status_stopped_early")
+    else:
+        yield finished(engine.result(job), job, language)
+
+
+def live(snapshot: Snapshot, language: str) -> dict:
+    """A run that goes on: its place, or its newest step."""
+    key = "starting" if snapshot.state == "running" and not snapshot.i else snapshot.state
+    left = snapshot.seconds_left or 0
+    status = texts.say(
+        language,
+        f"status_{key}",
+        place=snapshot.place,
+        i=snapshot.i,
+        count=snapshot.count,
+        seconds=f"{left:.1f}" if left < 10 else f"{left:.0f}",
+    )
+    pictures = {}
+    if snapshot.preview is not None and snapshot.noisy is not None:
+        pictures = {"x0": render.uri(render.picture(snapshot.preview).image), "x": render.uri(render.picture(snapshot.noisy).image)}
+    return {
+        "kind": "live",
+        "job": snapshot.job,
+        "state": snapshot.state,
+        "status": status,
+        "i": snapshot.i,
+        "count": snapshot.count,
+        **pictures,
+        "texts": texts.viewer(language),
+    }
+
+
+def finished(trace: Trace, job: str, language: str) -> dict:
+    """A run that has ended, whole: everything that the viewer needs to scrub through it without asking again."""
+    if job == EXAMPLE:
+        status = texts.say(language, "status_example")
+    elif trace.stopped:
+        status = texts.say(language, "status_stopped", i=len(trace), count=trace.steps[0].count)
+    else:
+        status = texts.say(language, "status_done", count=len(trace), seconds=f"{trace.seconds:.1f}", seed=trace.request.seed)
+    done = trace.picture is not None
+    height, width = trace.picture.shape[1:] if trace.picture is not None else (0, 0)
+    return {
+        "kind": "run",
+        "job": job,
+        "state": "done" if done else "stopped",
+        "status": status,
+        "prompt": trace.request.prompt,
+        "count": trace.steps[0].count,
+        "latent": list(trace.steps[0].x.shape[1:]),
+        "height": height,
+        "width": width,
+        "steps": [render.step(trace, s) for s in trace],
+        "end": {"x": render.uri(render.latent(trace, trace.steps[-1].x_next).image), "picture": render.png_uri(trace)} if done else None,
+        "words": render.words(trace),
+        "png": render.png_uri(trace) if done else None,
+        "file": file_name(trace),
+        "texts": texts.viewer(language),
+    }
+
+
+def empty(language: str, status: str = "") -> dict:
+    return {"kind": "empty", "status": texts.say(language, status) if status else "", "texts": texts.viewer(language)}
+
+
+def file_name(trace: Trace) -> str:
+    words = re.sub(r"[^\w]+", "-", trace.request.prompt.lower()).strip("-")[:60] or "picture"
+    return f"{words}-{trace.request.seed}.png"
+
+
+def settings_of(settings: dict, allowed: tuple[str, ...]) -> tuple[Request, str]:
+    """The settings that a PNG or a run carries, checked, and the model that made it if this app has none of that name, else "".
+
+    Raises ValueError with one sentence for values that no request can have.
+    """
+    names = Request.__dataclass_fields__.keys()
+    values = {name: value for name, value in settings.items() if name in names}
+    if isinstance(values.get("interval"), list):
+        values["interval"] = tuple(values["interval"])
+    if "prompt" not in values:
+        raise ValueError("This PNG carries no settings of this app; drop one that was saved here, unchanged.")
+    request = Request(**values)
+    return request, "" if request.model in allowed else str(request.model)[:80]
+
+
+def tokens_html(tokens: Tokens, language: str) -> str:
+    """The tokens of a prompt as a strip of pieces with their ids, how many of the 77 they are, and what was cut off."""
+    pieces = []
+    for token in tokens.tokens[: tokens.used]:
+        mark = token.kind != "text"
+        piece = texts.say(language, f"tokens_{token.kind}") if mark else token.piece.strip() or "·"
+        kind = "mark" if mark else f"word{token.word % 4}"
+        pieces.append(f'<li class="token {kind}"><span>{html.escape(piece)}</span><small>{token.id}</small></li>')
+    cut = ""
+    if tokens.cut:
+        cut = f'<p class="cut"><b>{texts.say(language, "tokens_cut")}</b> <s>{html.escape(tokens.cut)}</s></p>'
+    full = " full" if tokens.cut else ""
+    count = texts.say(language, "tokens_count", used=tokens.used)
+    return f'<div class="tokens{full}"><p class="count">{count}</p><ol>{"".join(pieces)}</ol>{cut}</div>'
+
+
+def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
+    """This visit's runs as a strip of cards, newest first."""
+    cards = []
+    for job, trace in runs:
+        r = trace.request
+        name = html.escape(r.prompt.strip() or texts.say(language, "runs_no_words"))
+        facts = f"w {r.guidance:g} · {r.steps} · {html.escape(r.scheduler)} · {r.seed}"
+        label = texts.say(language, "runs_example") if job == EXAMPLE else texts.say(language, "runs_stopped") if trace.stopped else ""
+        flag = f'<span class="flag">{label}</span>' if label else ""
+        actions = f'<button type="button" data-act="restore" data-job="{job}">{texts.say(language, "runs_settings")}</button>'
+        if not trace.stopped and job != shown:
+            actions += f'<button type="button" data-act="compare" data-job="{job}">{texts.say(language, "runs_compare")}</button>'
+        small = " small" if trace.stopped else ""
+        cards.append(
+            f'<li class="run{" shown" if job == shown else ""}"><button type="button" class="open" data-act="open" data-job="{job}">'
+            f'<img class="pixels{small}" src="{render.thumbnail(trace)}" alt="">{flag}<span class="prompt">{name}</span>'
+            f'<span class="how">{facts}</span></button><div class="actions">{actions}</div></li>'
+        )
+    about = f'<h3>{texts.say(language, "runs")}</h3><p class="note">{texts.say(language, "runs_about")}</p>'
+    return f'{about}<ul class="runs">{"".join(cards)}</ul>' if cards else ""
+
+
+def plain(value: object) -> str:
+    return "–" if value in (None, "") else html.escape(str(value))
+
+
+def difference(left: Trace, right: Trace, language: str) -> str:
+    """Which settings differ between two runs, in one line of HTML."""
+    a, b = left.settings(), right.settings()
+    keys = ("prompt", "negative", "seed", "steps", "guidance", "scheduler", "width", "height", "interval", "model")
+    lines = [
+        f"<li><b>{texts.say(language, key)}</b> <span>{plain(a[key])}</span> → <span>{plain(b[key])}</span></li>"
+        for key in keys
+        if a[key] != b[key]
+    ]
+    inside = f"<ul>{''.join(lines)}</ul>" if lines else f"<p>{texts.say(language, 'compare_same')}</p>"
+    return f'<div class="difference"><h3>{texts.say(language, "compare_title")}</h3>{inside}</div>'
+
+
+# --- the page -----------------------------------------------------------------------------------------------------------------
+
+
+def build(shared: Shared) -> None:
+    """Lays the tab out and wires it. Every handler's output is a dict of component -> value: what it leaves out stays as it is."""
+    engine, demo = shared.engine, gr.context.Context.root_block
+    first_request = shared.example.request if shared.example else Request("", seed=1)
+
+    gr.HTML(i18n("prompt_question"), html_template="<h2>${value}</h2>", apply_default_css=False, elem_classes="question")
+    gr.HTML(i18n("prompt_about"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="about")
+
+    with gr.Row(elem_classes="tab-body"):
+        with gr.Column(scale=0, min_width=320, elem_classes="controls"):
+            prompt = gr.Textbox(
+                first_request.prompt,
+                label=i18n("prompt"),
+                placeholder=i18n("prompt_placeholder"),
+                lines=2,
+                max_lines=6,
+                elem_id="prompt",
+                elem_classes="runs-on-enter",
+            )
+            prompt_tokens = gr.HTML(elem_id="prompt-tokens", apply_default_css=False)
+            negative = gr.Textbox(
+                first_request.negative,
+                label=i18n("negative"),
+                placeholder=i18n("negative_placeholder"),
+                lines=1,
+                max_lines=6,
+                elem_id="negative",
+                elem_classes="runs-on-enter",
+            )
+            negative_tokens = gr.HTML(elem_id="negative-tokens", apply_default_css=False)
+            run = gr.Button(i18n("draw"), variant="primary", elem_id="run", elem_classes="run")
+            stop = gr.Button(i18n("stop"), variant="stop", visible=False, elem_id="stop")
+            gr.HTML(i18n("draw_key"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
+            guidance = gr.Slider(
+                0, 30, first_request.guidance, step=0.1, label=i18n("guidance"), info=i18n("guidance_info"), elem_id="guidance"
+            )
+            steps = gr.Slider(1, 100, first_request.steps, step=1, label=i18n("steps"), elem_id="steps")
+            seed = gr.Number(first_request.seed, label=i18n("seed"), placeholder=i18n("seed_placeholder"), elem_id="seed")
+            with gr.Row(elem_classes="pair"):
+                dice = gr.Button(i18n("dice"), elem_id="dice", min_width=100)
+                reuse = gr.Button(i18n("reuse"), elem_id="reuse", min_width=100)
+            scheduler = gr.Dropdown(
+                list(SCHEDULERS), value=first_request.scheduler, label=i18n("scheduler"), filterable=False, elem_id="scheduler"
+            )
+            with gr.Accordion(i18n("more"), open=False, elem_id="more"):
+                with gr.Row(elem_classes="pair"):
+                    size = {"placeholder": i18n("size_placeholder"), "min_width": 100}
+                    width = gr.Number(None, label=i18n("width"), step=8, elem_id="width", **size)
+                    height = gr.Number(None, label=i18n("height"), step=8, elem_id="height", **size)
+                with gr.Row(elem_classes="pair"):
+                    first = gr.Number(
+                        None,
+                        label=i18n("interval_first"),
+                        placeholder=i18n("interval_first_placeholder"),
+                        min_width=100,
+                        elem_id="first",
+                    )
+                    last = gr.Number(
+                        None, label=i18n("interval_last"), placeholder=i18n("interval_last_placeholder"), min_width=100, elem_id="last"
+                    )
+                gr.HTML(i18n("interval_info"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
+            with gr.Column(elem_id="drop", min_width=0):
+                opened = gr.UploadButton(i18n("open"), elem_id="open", size="md")
+                gr.HTML(i18n("drop"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
+
+        with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
+            viewer = gr.HTML(
+                common.packed({"kind": "none"}),
+                html_template=common.script("viewer.html"),
+                js_on_load=common.script("viewer.js"),
+                apply_default_css=False,
+                elem_id="viewer",
+            )
+            with gr.Row(elem_classes="try"):
+                gr.HTML(i18n("prompt_try"), html_template="<p>${value}</p>", apply_default_css=False, min_width=200)
+                attempt = gr.Button(i18n("prompt_try_button"), elem_id="try", scale=0, min_width=96)
+            runs = gr.HTML(
+                "", html_template="<div>${value}</div>", js_on_load=common.script("runs.js"), apply_default_css=False, elem_id="runs"
+            )
+            with gr.Column(visible=False, elem_id="compare") as compare:
+                changes = gr.HTML(apply_default_css=False)
+                both = gr.ImageSlider(show_label=False, interactive=False, buttons=[], format="png", elem_id="both")
+                close = gr.Button(i18n("compare_close"), elem_id="close", size="md")
+
+    job = gr.State("")  # the run that Stop stops
+    shown = gr.State("")  # the run in the viewer
+    controls = [prompt, negative, seed, steps, guidance, scheduler, width, height, first, last, shared.model]
+    busy = {run: gr.update(visible=False), stop: gr.update(visible=True)}
+    idle = {run: gr.update(visible=True), stop: gr.update(visible=False)}
+
+    def kept(owner: str) -> list[tuple[str, Trace]]:
+        """This person's ended runs, newest first, and the example."""
+        found = []
+        for one in reversed(engine.mine(owner)):
+            try:
+                found.append((one, engine.result(one, timeout=0)))
+            except (ValueError, TimeoutError):  # failed, stopped before its first step, forgotten meanwhile; or still going on
+                continue
+        return found + ([(EXAMPLE, shared.example)] if shared.example else [])
+
+    def trace_of(one: str, owner: str) -> Trace:
+        """A run by its id, if it is this person's."""
+        if trace := dict(kept(owner)).get(one):
+            return trace
+        raise ValueError("This run is no longer kept; make it again from its settings.")
+
+    def restored(request: Request) -> dict:
+        """The controls set to a run's settings."""
+        start, end = request.interval or (None, None)
+        values = [
+            *(request.prompt, request.negative, request.seed, request.steps, request.guidance, request.scheduler, request.width, request.height),
+            None if start is None else start + 1,
+            None if end is None or end >= 200 else end,
+        ]
+        model = {shared.model: request.model} if request.model in engine.allowed else {}
+        return dict(zip(controls, values, strict=False)) | model
+
+    def watch(one: str, owner: str, language: str) -> Iterator[dict]:
+        """Follows a run to its end."""
+        yield busy | {job: one}
+        try:
+            for value in follow(engine, one, language):
+                if value["kind"] == "live":
+                    yield {viewer: common.packed(value)}
+        except ValueError as error:
+            yield idle | {viewer: common.packed(empty(language))}
+            raise common.refusal(language, error) from None
+        now = {shown: one, runs: runs_html(kept(owner), one, language)} if value["kind"] == "run" else {}
+        yield idle | now | {viewer: common.packed(value)}
+
+    def draw(owner: str | None, *values, request: gr.Request) -> Iterator[dict]:
+        language = common.language(request)
+        owner = common.owner_of(owner)
+        try:
+            one = engine.submit(request_of(*values), owner, Record())
+        except ValueError as error:
+            raise common.refusal(language, error) from None
+        yield from watch(one, owner, language)
+
+    def arrive(stored: str | None, request: gr.Request) -> Iterator[dict]:
+        """A page opens: with its run if one goes on, with its newest run if there is one, else with the example."""
+        language, owner = common.language(request), common.owner_of(stored)
+        ended = kept(owner)
+        going = [one for one in engine.mine(owner) if next(engine.events(one)).state not in ENDED]
+        page = {shared.owner: owner, runs: runs_html(ended, ended[0][0] if ended else "", language)}
+        if ended:
+            page |= {viewer: common.packed(finished(ended[0][1], ended[0][0], language)), shown: ended[0][0]}
+            page |= restored(ended[0][1].request)
+        else:
+            page |= {viewer: common.packed(empty(language))}
+        yield page
+        if going:
+            yield from watch(going[0], owner, language)
+
+    def halt(one: str) -> None:
+        if one in engine.mine_all(one):
+            engine.cancel(one)
+
+    def pick(owner: str | None, at: str, event: gr.EventData, request: gr.Request) -> dict:
+        """A click on a run: look into it, take its settings, or compare it with the one in the viewer."""
+        language, owner = common.language(request), common.owner_of(owner)
+        act, one = common.event_value(event, "act"), common.event_value(event, "job")
+        try:
+            trace = trace_of(one, owner)
+            if act == "restore":
+                return restored(trace.request)
+            if act == "compare":
+                return comparison(trace, trace_of(at, owner), language)
+        except ValueError as error:
+            raise common.refusal(language, error) from None
+        page = {viewer: common.packed(finished(trace, one, language)), runs: runs_html(kept(owner), one, language)}
+        return page | {shown: one, compare: gr.update(visible=False)}
+
+    def comparison(left: Trace, right: Trace, language: str) -> dict:
+        if left.picture is None or right.picture is None:
+            raise ValueError(texts.say(language, "compare_stopped"))
+        pictures = tuple(render.picture(trace.picture).image for trace in (left, right))
+        return {both: pictures, changes: difference(left, right, language), compare: gr.update(visible=True)}
+
+    def reuse_seed(owner: str | None, at: str, request: gr.Request) -> int:
+        try:
+            return trace_of(at, common.owner_of(owner)).request.seed
+        except ValueError as error:
+            raise common.refusal(common.language(request), error) from None
+
+    def open_file(path: str, request: gr.Request) -> dict:
+        language = common.language(request)
+        try:
+            wanted, missing = settings_of(read_settings(path), engine.allowed)
+        except ValueError as error:
+            raise common.refusal(language, error, "error_file") from None
+        if missing:
+            gr.Warning(texts.say(language, "no_model", model=html.escape(missing)), title="")
+        gr.Info(texts.say(language, "status_restored"), title="", duration=4)
+        return restored(wanted)
+
+    def show_tokens(text: str, request: gr.Request) -> str:
+        try:
+            Request(text)  # the same limits as a run's
+            return tokens_html(tokenize(engine.model(common.TOKENIZER), text), common.language(request))
+        except ValueError as error:
+            return f'<p class="cut">{html.escape(texts.sentence(common.language(request), error))}</p>'
+
+    seen = [viewer, runs, run, stop, job, shown]
+    demo.load(arrive, shared.owner, [*seen, shared.owner, *controls], **WATCH)
+    run.click(draw, [shared.owner, *controls], seen, **WATCH)
+    stop.click(halt, job, None, **QUICK)
+    for box, strip in ((prompt, prompt_tokens), (negative, negative_tokens)):
+        gr.on([demo.load, box.change], show_tokens, box, strip, trigger_mode="always_last", **QUICK)
+    chosen = [viewer, runs, shown, compare, both, changes, *controls]
+    for strip in (viewer, runs):
+        strip.pick(pick, [shared.owner, shown], chosen, **QUICK)
+    close.click(lambda: gr.update(visible=False), None, compare, **QUICK)
+    dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)", api_visibility="private")
+    reuse.click(reuse_seed, [shared.owner, shown], seed, **QUICK)
+    opened.upload(open_file, opened, controls, **QUICK)
+    attempt.click(lambda: 1, None, guidance, **QUICK).then(draw, [shared.owner, *controls], seen, **WATCH)
+    generate(engine)
+
+
+def generate(engine: LocalEngine) -> None:
+    """The tab's one public endpoint. Its values come raw, so that a wrong one meets the request's own sentence."""
+
+    def generate(
+        prompt: str,
+        negative: str = "",
+        seed: int = 0,
+        steps: int = 20,
+        guidance: float = 7.5,
+        scheduler: str = "DDIM",
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> tuple[dict, dict]:
+        """Draws a picture. Answers with the PNG, which carries its settings, and with everything that made it."""

@@ -1,0 +1,126 @@
+"""Tensors become pictures here, and nowhere else.
+
+Pictures leave as PIL images, as PNG bytes with their settings inside, or as `data:` addresses for the page: those need no file on the
+server, and no one else can ask for them. What a screen cannot show is marked: NaN and infinite values are painted in magenta and black
+checks, and how much was clipped is counted.
+"""
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from core.images import SETTINGS
+from core.sampling import Step
+from core.trace import Trace
+
+WRONG = (np.array([255, 0, 255]), np.array([0, 0, 0]))  # the checks that mark what is no number
+SMALL = 48  # pixels; up to here a PNG is smaller than a JPEG, and exact
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A picture, and what it could not show."""
+
+    image: Image.Image
+    wrong: int  # pixels that are NaN or infinite, marked
+    clipped: float  # share of the values that lie outside the screen's range, shown at its ends
+
+
+def picture(values: Tensor) -> Rendered:
+    """(3, H, W) in [-1, 1] as floats, or in 0..255 as uint8."""
+    if values.dtype == torch.uint8:
+        return Rendered(Image.fromarray(values.permute(1, 2, 0).numpy()), 0, 0.0)
+    v = values.detach().float().cpu().permute(1, 2, 0).numpy()  # (H, W, 3)
+    wrong = ~np.isfinite(v).all(-1)  # (H, W)
+    clipped = float((np.abs(v[~wrong]) > 1.0005).mean()) if not wrong.all() else 0.0
+    rgb = np.round(np.clip(np.nan_to_num(v), -1, 1) * 127.5 + 127.5).astype(np.uint8)
+    rows, columns = np.nonzero(wrong)
+    for parity in (0, 1):
+        here = (rows + columns) % 2 == parity
+        rgb[rows[here], columns[here]] = WRONG[parity]
+    return Rendered(Image.fromarray(rgb), int(wrong.sum()), clipped)
+
+
+def latent(trace: Trace, z: Tensor, *, difference: bool = False) -> Rendered:
+    """Latents (1, 4, h, w) by the trace's linear preview. difference: of noise, not of a picture, so zero is mid-grey."""
+    rgb = torch.einsum("chw,cr->rhw", z[0].float(), trace.preview[:4].float())
+    return picture(rgb if difference else rgb + trace.preview[4].float()[:, None, None])
+
+
+def heat(share: Tensor) -> Image.Image:
+    """A word's heat map (h, w) as a veil to lay over the picture: clear where the map is highest, dark where it is zero."""
+    v = share.float().numpy()
+    veil = np.zeros((*v.shape, 4), np.uint8)
+    veil[..., 3] = np.round(225 * (1 - v / max(float(v.max()), 1e-9))).astype(np.uint8)
+    return Image.fromarray(veil)
+
+
+def uri(image: Image.Image) -> str:
+    """The picture as a `data:` address."""
+    kind = "PNG" if max(image.size) <= SMALL or image.mode == "RGBA" else "JPEG"
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(encode(image, kind)).decode()}"
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 88} if kind == "JPEG" else {}), **options)
+    return file.getvalue()
+
+
+def png(trace: Trace) -> bytes:
+    """The finished picture, with everything that made it in a text chunk: core.images.read_settings finds it again."""
+    if trace.picture is None:
+        raise ValueError("This run was stopped, so it has no finished picture.")
+    about = PngImagePlugin.PngInfo()
+    about.add_text(SETTINGS, json.dumps(trace.settings()))
+    return encode(picture(trace.picture).image, "PNG", pnginfo=about)
+
+
+def png_uri(trace: Trace) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(trace)).decode()}"
+
+
+def thumbnail(trace: Trace, side: int = 192) -> str:
+    """A small picture of a run: the finished one, or the last guess of a stopped one, at pixel truth."""
+    if trace.picture is None:
+        return uri(latent(trace, trace.steps[-1].x0).image)
+    image = picture(trace.picture).image
+    image.thumbnail((side, side))
+    return uri(image)
+
+
+def strength(z: Tensor | None) -> float | None:
+    """Root mean square: 1 is as strong as unit noise."""
+    return None if z is None else round(float(z.float().square().mean().sqrt()), 4)
+
+
+def step(trace: Trace, s: Step) -> dict:
+    """One step as the page's viewer takes it: pictures and numbers, nothing that needs a model."""
+    pull = None if s.eps_uncond is None or s.eps_cond is None else s.w * (s.eps_cond.float() - s.eps_uncond.float())
+    noisy, guess = latent(trace, s.x_in), latent(trace, s.x0)
+    noises = {"eps": s.eps, "uncond": s.eps_uncond, "cond": s.eps_cond, "pull": pull}
+    return {
+        "t": round(s.t, 1),
+        "sigma": s.sigma,
+        "alpha_bar": s.alpha_bar,
+        "w": s.w,
+        "x": uri(noisy.image),
+        "x0": uri(guess.image),
+        "clipped": [round(noisy.clipped, 4), round(guess.clipped, 4)],
+        "wrong": [noisy.wrong, guess.wrong],
+        "noise": {name: uri(latent(trace, z, difference=True).image) for name, z in noises.items() if z is not None},
+        "strength": {name: strength(z) for name, z in noises.items() if z is not None},
+    }
+
+
+def words(trace: Trace) -> list[dict]:
+    """Each word of the prompt with its heat map over all steps and layers; no maps if the run recorded none."""
+    if not any(s.attention for s in trace.steps):
+        return []
+    return [{"word": word, "map": uri(heat(trace.word_map(positions)))} for word, positions in trace.tokens.words]
