@@ -66,9 +66,6 @@ class Trace:
         budget = MEGABYTES * 2**20
         for step in steps:
             small = {n: None if (v := getattr(step, n)) is None else pack(v) for n in TENSORS}
-                name: None if (v := getattr(step, name)) is None else pack(v)
-                for name in ("x", "x_in", "eps_uncond", "eps_cond", "eps", "x0", "x_next")
-            }
             maps = {layer: pack(p) for layer, p in step.attention.items()}
             if self.attention_bytes + sum(p.nbytes for p in maps.values()) > budget:
                 note = f"Attention was kept up to the budget of {MEGABYTES} MB; later steps have none."

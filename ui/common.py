@@ -4,7 +4,6 @@ import html
 import json
 import re
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +31,7 @@ class Shared:
     """What app.py gives to every tab's build()."""
 
     engine: LocalEngine
+    default: str  # the model that the page opens with
     model: gr.Dropdown  # the header's model menu
     owner: gr.BrowserState  # a random name for this browser, by which a reloaded page finds its runs
     example: Trace | None  # the finished run that the page opens with
@@ -117,6 +117,3 @@ def event_value(event: gr.EventData, name: str) -> str:
     """What one of our scripts sent along with an event; it came from outside."""
     value = event._data.get(name) if isinstance(event._data, dict) else None
     return value if isinstance(value, str) else ""
-
-
-Handler = Callable[..., object]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 import gradio as gr
+from gradio.components.api_component import Api
 
 from core.attention import Record
 from core.catalog import CATALOG
@@ -372,7 +373,7 @@ def build(shared: Shared) -> None:
             yield from watch(going[0], owner, language)
 
     def halt(one: str) -> None:
-        if one in engine.mine_all(one):
+        if one:
             engine.cancel(one)
 
     def pick(owner: str | None, at: str, event: gr.EventData, request: gr.Request) -> dict:
@@ -392,7 +393,7 @@ def build(shared: Shared) -> None:
 
     def comparison(left: Trace, right: Trace, language: str) -> dict:
         if left.picture is None or right.picture is None:
-            raise ValueError(texts.say(language, "compare_stopped"))
+            raise ValueError("A stopped run has no finished picture to compare; choose another.")
         pictures = tuple(render.picture(trace.picture).image for trace in (left, right))
         return {both: pictures, changes: difference(left, right, language), compare: gr.update(visible=True)}
 
@@ -416,7 +417,7 @@ def build(shared: Shared) -> None:
     def show_tokens(text: str, request: gr.Request) -> str:
         try:
             Request(text)  # the same limits as a run's
-            return tokens_html(tokenize(engine.model(common.TOKENIZER), text), common.language(request))
+            return tokens_html(tokenize(engine.model(shared.default), text), common.language(request))
         except ValueError as error:
             return f'<p class="cut">{html.escape(texts.sentence(common.language(request), error))}</p>'
 
@@ -434,19 +435,24 @@ def build(shared: Shared) -> None:
     reuse.click(reuse_seed, [shared.owner, shown], seed, **QUICK)
     opened.upload(open_file, opened, controls, **QUICK)
     attempt.click(lambda: 1, None, guidance, **QUICK).then(draw, [shared.owner, *controls], seen, **WATCH)
-    generate(engine)
+    generate(engine, shared.default)
 
 
-def generate(engine: LocalEngine) -> None:
+def generate(engine: LocalEngine, default: str) -> None:
     """The tab's one public endpoint. Its values come raw, so that a wrong one meets the request's own sentence."""
 
-    def generate(
-        prompt: str,
-        negative: str = "",
-        seed: int = 0,
-        steps: int = 20,
-        guidance: float = 7.5,
-        scheduler: str = "DDIM",
-        request: gr.Request = None,  # type: ignore[assignment]
-    ) -> tuple[dict, dict]:
-        """Draws a picture. Answers with the PNG, which carries its settings, and with everything that made it."""
+    def generate(prompt, negative, seed, steps, guidance, scheduler, request: gr.Request):
+        """Draws a picture; answers with it, its settings in a text chunk of the PNG, and with everything that made it as JSON."""
+        try:
+            wanted = Request(prompt, negative, seed, steps, guidance, scheduler, model=default)
+            trace = engine.result(engine.submit(wanted, f"api {request.session_hash}"))
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return render.signed(trace), trace.settings()
+
+    defaults = {name: Request.__dataclass_fields__[name].default for name in ("negative", "seed", "steps", "guidance", "scheduler")}
+    kinds = {"seed": "integer", "steps": "integer", "guidance": "number"}
+    raw = [Api(None, {"type": "string"}), *(Api(value, {"type": kinds.get(name, "string")}) for name, value in defaults.items())]
+    with gr.Row(visible=False):
+        answer = [gr.Image(format="png"), gr.JSON()]
+        gr.Button().click(generate, raw, answer, api_name="generate", concurrency_id="watch", concurrency_limit=common.WATCHERS)

@@ -73,13 +73,24 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def png(trace: Trace) -> bytes:
-    """The finished picture, with everything that made it in a text chunk: core.images.read_settings finds it again."""
+def signed(trace: Trace) -> Image.Image:
+    """The finished picture, with everything that made it beside it: a PNG of it carries that as a text chunk.
+
+    Raises ValueError for a stopped run.
+    """
     if trace.picture is None:
         raise ValueError("This run was stopped, so it has no finished picture.")
+    image = picture(trace.picture).image
+    image.info[SETTINGS] = json.dumps(trace.settings())
+    return image
+
+
+def png(trace: Trace) -> bytes:
+    """The finished picture as a file, in which core.images.read_settings finds the settings again."""
+    image = signed(trace)
     about = PngImagePlugin.PngInfo()
-    about.add_text(SETTINGS, json.dumps(trace.settings()))
-    return encode(picture(trace.picture).image, "PNG", pnginfo=about)
+    about.add_text(SETTINGS, image.info[SETTINGS])
+    return encode(image, "PNG", pnginfo=about)
 
 
 def png_uri(trace: Trace) -> str:

@@ -1,0 +1,104 @@
+"""Inside Stable Diffusion: opens the page. `python app.py --help` lists what can be set."""
+
+import argparse
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+# Nothing leaves the machine: said before gradio and huggingface_hub are imported, for they read it then.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import gradio as gr
+
+import ui
+from core import models
+from core.catalog import CATALOG
+from core.engine import LocalEngine
+from core.models import StableDiffusion
+from core.trace import Trace
+from ui import common
+
+STYLE = Path(__file__).parent / "assets" / "style.css"
+
+
+def make_engine(extra: list[str]) -> tuple[LocalEngine, str]:
+    """An engine for the catalogue's base models and those named on the command line, and the model to begin with.
+
+    A local folder goes by its last name, so that no picture's settings tell where it lies on this machine.
+    """
+    places = {(Path(m).resolve().name if Path(m).is_dir() else m): m for m in extra}
+
+    def load(name: str) -> StableDiffusion:
+        return replace(models.load(places.get(name, name)), name=name)
+
+    names = dict.fromkeys([*places, *(name for name, c in CATALOG.items() if c.role == "base")])
+    return LocalEngine(load, allowed=tuple(names)), next(iter(names))
+
+
+def make_app(engine: LocalEngine, default: str, example: Path = common.EXAMPLE) -> gr.Blocks:
+    """The page, ready to launch with **LAUNCH."""
+    with gr.Blocks(title="Inside Stable Diffusion", fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+        model, owner = common.header(engine, default, demo)
+        shared = common.Shared(engine, default, model, owner, Trace.open(example) if example.exists() else None)
+        with gr.Tabs(elem_id="tabs"):
+            for tab in ui.TABS:
+                with gr.Tab(common.i18n(tab.TITLE)):
+                    tab.build(shared)
+    return demo.queue(max_size=common.WATCHERS, api_open=False)
+
+
+# Plain shapes and the bundled fonts; colours and sizes are in assets/style.css.
+FONT = [gr.themes.utils.fonts.LocalFont("IBM Plex Sans"), "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic UI", "system-ui", "sans-serif"]
+MONO = [gr.themes.utils.fonts.LocalFont("IBM Plex Mono"), "ui-monospace", "monospace"]
+LAUNCH = {
+    "theme": gr.themes.Base(
+        primary_hue="slate",
+        secondary_hue="slate",
+        neutral_hue="slate",
+        text_size="lg",
+        radius_size="md",
+        font=FONT,
+        font_mono=MONO,
+    ),
+    "css_paths": STYLE,
+    "head_paths": Path(ui.__file__).parent / "head.html",
+    "i18n": common.i18n,
+    "footer_links": ["api"],
+    "run_history": False,
+    "share": False,
+    "ssr_mode": False,
+    "pwa": False,
+    "enable_monitoring": False,
+    "max_file_size": "10mb",
+    "max_threads": common.WATCHERS + 40,
+    "show_error": True,
+    "strict_cors": True,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", action="append", default=[], metavar="NAME_OR_FOLDER", help="joins the menu and comes first in it; may be repeated")
+    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="0.0.0.0 lets other machines in; default %(default)s")
+    parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860")
+    parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
+    arguments = parser.parse_args()
+
+    engine, default = make_engine(arguments.model)
+    threading.Thread(target=warm, args=(engine, default), daemon=True).start()
+    demo = make_app(engine, default)
+    demo.launch(server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open, **LAUNCH)
+
+
+def warm(engine: LocalEngine, model: str) -> None:
+    """Loads the first model while the page opens. What goes wrong is said to whoever draws, and here."""
+    try:
+        engine.model(model)
+    except ValueError as error:
+        print(f"The model could not be loaded: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
