@@ -9,7 +9,7 @@ w     guidance scale: eps = eps_uncond + w (eps_cond - eps_uncond)
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 
@@ -44,7 +44,7 @@ class Request:
         check_whole("seed", self.seed, 0, 2**32 - 1)
         check_whole("steps", self.steps, 1, 100)
         check_number("guidance", self.guidance, 0, 30)
-        if self.scheduler not in schedulers.SCHEDULERS:
+        if not isinstance(self.scheduler, str) or self.scheduler not in schedulers.SCHEDULERS:
             raise ValueError(f"There is no scheduler {self.scheduler!r}; choose one of {', '.join(schedulers.SCHEDULERS)}.")
         for name, side in (("width", self.width), ("height", self.height)):
             if side is not None:
@@ -104,65 +104,94 @@ class Step:
     attention: Mapping[str, Tensor] = field(default_factory=dict)  # layer -> (branches, h w, 77); empty without a record
 
 
-@torch.no_grad()
 def denoise(sd: StableDiffusion, request: Request, record: Record | None = None) -> Iterator[Step]:
-    """Runs Stable Diffusion one step at a time (Ho et al. 2020, algorithm 2; guidance: Ho & Salimans 2022, eq. 6).
+    """Runs Stable Diffusion one step at a time, yielding each step as it is made.
 
         *_, last = denoise(sd, Request("a fox"));  picture = latents.decode(sd, last.x_next)
 
     Raises ValueError as soon as a prediction is not finite.
     """
-    scheduler = schedulers.make(request.scheduler, sd.scheduler_config, request.steps, sd.device)
+    for (step,) in denoise_many(sd, [request], record):
+        yield step
+
+
+@torch.no_grad()
+def denoise_many(sd: StableDiffusion, requests: Sequence[Request], record: Record | None = None) -> Iterator[list[Step]]:
+    """The loop (Ho et al. 2020, algorithm 2; guidance: Ho & Salimans 2022, eq. 6), for N pictures of one size, scheduler and step count.
+
+    Yields a list with one Step a request. What requests have in common is computed once: a prompt's embedding, and the first prediction
+    of those that start from the same noise. Each picture is that of its own single run, to 1e-4: a larger batch rounds otherwise.
+    Raises ValueError if the requests differ in what they must share, or as soon as a prediction is not finite.
+    """
+    first = requests[0]
+    if any(
+        (r.scheduler, r.steps, r.width, r.height) != (first.scheduler, first.steps, first.width, first.height) for r in requests
+    ):
+        raise ValueError(
+            "These pictures differ in size, scheduler or steps, which one batch must share; run them one after the other."
+        )
+    scheduler = schedulers.make(first.scheduler, sd.scheduler_config, first.steps, sd.device)
     alpha_bars = schedulers.alpha_bars(scheduler).tolist()
-    source = latents.generator(request.seed)
-    extra = {"generator": source} if "generator" in signature(scheduler.step).parameters else {}
-    cond, uncond = text.encode(sd, request.prompt), text.encode(sd, request.negative)  # (1, 77, D)
+    sources = [latents.generator(r.seed) for r in requests]
+    extra = {"generator": sources} if "generator" in signature(scheduler.step).parameters else {}
+    embeddings = {words: text.encode(sd, words) for r in requests for words in (r.prompt, r.negative)}  # (1, 77, D) each
 
     # Start from pure noise, scaled to what this scheduler calls noise.
-    x = latents.noise(sd, request.height or sd.size, request.width or sd.size, source) * scheduler.init_noise_sigma
-    count = len(scheduler.timesteps)
-    start, stop = request.interval or (0, count)
+    height, width = first.height or sd.size, first.width or sd.size
+    x = torch.cat([latents.noise(sd, height, width, source) for source in sources]) * scheduler.init_noise_sigma  # (N, 4, h, w)
 
     for i, t in enumerate(scheduler.timesteps):
-        alpha_bar = alpha_bars[i]
-        w = request.guidance if start <= i < stop else 1.0
-        x_in = scheduler.scale_model_input(x, t)
+        x_in = scheduler.scale_model_input(x, t)  # (N, 4, h, w)
+        ws = [r.guidance if r.interval is None or r.interval[0] <= i < r.interval[1] else 1.0 for r in requests]
 
-        # Only the branches that w needs, both in one UNet call.
-        branches = [uncond] if w == 0 else [cond] if w == 1 else [uncond, cond]
+        # The UNet's rows, (whose latents, which words): only the branches that a w needs; pictures of one seed share the first step.
+        whose = [[r.seed for r in requests].index(r.seed) if i == 0 else n for n, r in enumerate(requests)]
+        uncond = [None if w == 1 else (k, r.negative) for k, w, r in zip(whose, ws, requests, strict=True)]
+        cond = [None if w == 0 else (k, r.prompt) for k, w, r in zip(whose, ws, requests, strict=True)]
+        rows = list(dict.fromkeys(key for key in uncond + cond if key))
         recorder = Recorder(record) if record else None
         output = sd.unet(
-            x_in if len(branches) == 1 else torch.cat([x_in] * 2),  # (1 or 2, 4, h, w)
+            torch.cat([x_in[k : k + 1] for k, _ in rows]),  # (rows, 4, h, w)
             t,
-            encoder_hidden_states=torch.cat(branches),  # (1 or 2, 77, D)
+            encoder_hidden_states=torch.cat([embeddings[words] for _, words in rows]),  # (rows, 77, D)
             cross_attention_kwargs={"record": recorder} if recorder else None,
             return_dict=False,
         )[0]
-
-        # Guidance: past the conditional prediction, away from the unconditional one.
-        out_uncond, out_cond = output.chunk(2) if len(branches) == 2 else (output, output)
-        out = out_uncond + w * (out_cond - out_uncond) if len(branches) == 2 else output
-        if not out.isfinite().all():
+        if not output.isfinite().all():
             raise ValueError(f"The noise prediction of step {i + 1} is not finite; try a lower guidance, or float32.")
+        out = dict(zip(rows, output.split(1), strict=True))
 
-        eps, eps_uncond, eps_cond = (
-            schedulers.eps_of(o, x_in, alpha_bar, sd.prediction_type) for o in (out, out_uncond, out_cond)
-        )
-        x_next = scheduler.step(out, t, x, **extra, return_dict=False)[0]
-        yield Step(
-            i=i,
-            count=count,
-            t=float(t),
-            sigma=schedulers.sigma_of(alpha_bar),
-            alpha_bar=alpha_bar,
-            w=w,
-            x=x,
-            x_in=x_in,
-            eps_uncond=None if w == 1 else eps_uncond,
-            eps_cond=None if w == 0 else eps_cond,
-            eps=eps,
-            x0=schedulers.x0_of(x_in, eps, alpha_bar),
-            x_next=x_next,
-            attention=recorder.maps if recorder else {},
-        )
+        # Guidance: from the unconditional prediction through the conditional one, and beyond.
+        guided = [
+            out[u or c] if u is None or c is None else out[u] + w * (out[c] - out[u])
+            for u, c, w in zip(uncond, cond, ws, strict=True)
+        ]
+        x_next = scheduler.step(torch.cat(guided), t, x, **extra, return_dict=False)[0]  # (N, 4, h, w)
+
+        def eps_of(output: Tensor, n: int, x_in: Tensor = x_in, alpha_bar: float = alpha_bars[i]) -> Tensor:
+            return schedulers.eps_of(output, x_in[n : n + 1], alpha_bar, sd.prediction_type)
+
+        steps = []
+        for n, (u, c) in enumerate(zip(uncond, cond, strict=True)):
+            eps = eps_of(guided[n], n)
+            used = [rows.index(key) for key in (u, c) if key]
+            steps.append(
+                Step(
+                    i=i,
+                    count=len(scheduler.timesteps),
+                    t=float(t),
+                    sigma=schedulers.sigma_of(alpha_bars[i]),
+                    alpha_bar=alpha_bars[i],
+                    w=ws[n],
+                    x=x[n : n + 1],
+                    x_in=x_in[n : n + 1],
+                    eps_uncond=eps_of(out[u], n) if u else None,
+                    eps_cond=eps_of(out[c], n) if c else None,
+                    eps=eps,
+                    x0=schedulers.x0_of(x_in[n : n + 1], eps, alpha_bars[i]),
+                    x_next=x_next[n : n + 1],
+                    attention={layer: p[used] for layer, p in recorder.maps.items()} if recorder else {},
+                )
+            )
+        yield steps
         x = x_next

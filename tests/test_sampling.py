@@ -8,7 +8,7 @@ from conftest import pipeline_latents
 
 from core import latents, schedulers
 from core.attention import Record
-from core.sampling import Request, denoise
+from core.sampling import Request, denoise, denoise_many
 
 ALL = list(schedulers.SCHEDULERS)
 
@@ -114,15 +114,53 @@ def test_guidance_1_ignores_the_negative_prompt_and_0_the_prompt(toy):
 
 
 def test_only_the_needed_branches_run(toy):
-    rows = []
-    hook = toy.unet.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
-    try:
+    def work():
         for w in (0, 1, 2):
             list(denoise(toy, Request("a dog", steps=2, guidance=w)))
         list(denoise(toy, Request("a dog", steps=4, guidance=5, interval=(1, 3))))
+
+    assert rows_of(toy, work) == [1, 1, 1, 1, 2, 2, 1, 2, 2, 1]
+
+
+def rows_of(sd, work):
+    """How many rows the UNet was asked for, call by call."""
+    rows = []
+    hook = sd.unet.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
+    try:
+        work()
     finally:
         hook.remove()
-    assert rows == [1, 1, 1, 1, 2, 2, 1, 2, 2, 1]
+    return rows
+
+
+@pytest.mark.parametrize("scheduler", ["DDIM", "Euler a", "DPM++ 2M", "Heun"])
+def test_many_at_once_equal_their_single_runs(toy, scheduler):
+    asked = [
+        Request(p, n, seed=s, steps=5, guidance=w, scheduler=scheduler)
+        for p, n, s, w in [
+            ("a dog", "", 1, 0),
+            ("a dog", "", 1, 1),
+            ("a dog", "", 1, 7),
+            ("a cat", "red", 2, 3),
+            ("a cat", "", 1, 3),
+        ]
+    ]
+    *_, last = denoise_many(toy, asked)
+    for request, step in zip(asked, last, strict=True):
+        assert differ(step.x_next, end(toy, request)) < 1e-4
+
+
+def test_many_scales_share_what_they_can(toy):
+    """2 + (T - 1)(2 N - k) UNet passes for N scales, k of them 0 or 1."""
+    asked = [Request("a dog", steps=20, guidance=w) for w in range(9)]
+    assert sum(rows_of(toy, lambda: list(denoise_many(toy, asked)))) == 306
+    other = [Request("a dog", steps=4, guidance=w, seed=w) for w in (2, 3)]
+    assert rows_of(toy, lambda: list(denoise_many(toy, other))) == [4, 4, 4, 4]
+
+
+def test_a_batch_must_share_its_steps(toy):
+    with pytest.raises(ValueError, match="differ in size, scheduler or steps"):
+        next(denoise_many(toy, [Request("a", steps=3), Request("a", steps=4)]))
 
 
 def test_guided_prediction_is_the_line_through_both(toy):

@@ -71,7 +71,7 @@ def title_of(model: str) -> str:
 def device_line(engine: LocalEngine, model: str, language: str) -> str:
     """The device, why this number format, and how long the queue is, as HTML."""
     sd = engine.loaded(model)
-    where, why = (sd.why.split(":")[0], sd.why) if sd else (texts.say(language, "device_loading"), "")
+    where, why = (sd.why.split(":")[0], sd.why) if sd else (texts.say(language, "device_waiting"), "")
     busy = engine.busy()
     queue = texts.say(language, "queue_free" if not busy else "queue_one" if busy == 1 else "queue_many", count=busy)
     state = "busy" if busy else "free"

@@ -25,7 +25,6 @@ from ui.common import QUICK, WATCH, Shared, i18n
 
 TITLE = "tab_prompt"  # a key of ui/texts.py
 EXAMPLE = "example"  # the id of the run that the page opens with
-CONTROLS = ("prompt", "negative", "seed", "steps", "guidance", "scheduler", "width", "height", "first", "last", "model")
 
 
 # --- the handler: plain Python, nothing of gradio -----------------------------------------------------------------------------
@@ -154,14 +153,17 @@ def settings_of(settings: dict, allowed: tuple[str, ...]) -> tuple[Request, str]
     values = {name: value for name, value in settings.items() if name in names}
     if isinstance(values.get("interval"), list):
         values["interval"] = tuple(values["interval"])
-    if "prompt" not in values:
-        raise ValueError("This PNG carries no settings of this app; drop one that was saved here, unchanged.")
-    request = Request(**values)
+    try:
+        request = Request(**values)
+    except TypeError as error:  # no prompt, or an interval that is not two numbers
+        raise ValueError("This PNG carries no settings of this app; drop one that was saved here, unchanged.") from error
     return request, "" if request.model in allowed else str(request.model)[:80]
 
 
 def tokens_html(tokens: Tokens, language: str) -> str:
     """The tokens of a prompt as a strip of pieces with their ids, how many of the 77 they are, and what was cut off."""
+    if tokens.used == 2:  # the two marks alone
+        return ""
     pieces = []
     for token in tokens.tokens[: tokens.used]:
         mark = token.kind != "text"
@@ -173,6 +175,8 @@ def tokens_html(tokens: Tokens, language: str) -> str:
         cut = f'<p class="cut"><b>{texts.say(language, "tokens_cut")}</b> <s>{html.escape(tokens.cut)}</s></p>'
     full = " full" if tokens.cut else ""
     count = texts.say(language, "tokens_count", used=tokens.used)
+    about = texts.say(language, "tokens_about")
+    count = f'<span class="term" tabindex="0" data-tip="{html.escape(about, quote=True)}">{count}</span>'
     return f'<div class="tokens{full}"><p class="count">{count}</p><ol>{"".join(pieces)}</ol>{cut}</div>'
 
 
@@ -182,7 +186,8 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
     for job, trace in runs:
         r = trace.request
         name = html.escape(r.prompt.strip() or texts.say(language, "runs_no_words"))
-        facts = f"w {r.guidance:g} · {r.steps} · {html.escape(r.scheduler)} · {r.seed}"
+        how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
+        facts = f'{how}<br>{html.escape(r.scheduler)}, {texts.say(language, "runs_seed", seed=r.seed)}'
         label = texts.say(language, "runs_example") if job == EXAMPLE else texts.say(language, "runs_stopped") if trace.stopped else ""
         flag = f'<span class="flag">{label}</span>' if label else ""
         actions = f'<button type="button" data-act="restore" data-job="{job}">{texts.say(language, "runs_settings")}</button>'
@@ -190,7 +195,7 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
             actions += f'<button type="button" data-act="compare" data-job="{job}">{texts.say(language, "runs_compare")}</button>'
         small = " small" if trace.stopped else ""
         cards.append(
-            f'<li class="run{" shown" if job == shown else ""}"><button type="button" class="open" data-act="open" data-job="{job}">'
+            f'<li class="card{" shown" if job == shown else ""}"><button type="button" class="open" data-act="open" data-job="{job}">'
             f'<img class="pixels{small}" src="{render.thumbnail(trace)}" alt="">{flag}<span class="prompt">{name}</span>'
             f'<span class="how">{facts}</span></button><div class="actions">{actions}</div></li>'
         )
@@ -218,6 +223,10 @@ def difference(left: Trace, right: Trace, language: str) -> str:
 # --- the page -----------------------------------------------------------------------------------------------------------------
 
 
+def hint(key: str) -> None:
+    gr.HTML(i18n(key), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
+
+
 def build(shared: Shared) -> None:
     """Lays the tab out and wires it. Every handler's output is a dict of component -> value: what it leaves out stays as it is."""
     engine, demo = shared.engine, gr.context.Context.root_block
@@ -227,7 +236,7 @@ def build(shared: Shared) -> None:
     gr.HTML(i18n("prompt_about"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="about")
 
     with gr.Row(elem_classes="tab-body"):
-        with gr.Column(scale=0, min_width=320, elem_classes="controls"):
+        with gr.Column(scale=0, min_width=320, elem_classes="controls words-in"):
             prompt = gr.Textbox(
                 first_request.prompt,
                 label=i18n("prompt"),
@@ -250,11 +259,11 @@ def build(shared: Shared) -> None:
             negative_tokens = gr.HTML(elem_id="negative-tokens", apply_default_css=False)
             run = gr.Button(i18n("draw"), variant="primary", elem_id="run", elem_classes="run")
             stop = gr.Button(i18n("stop"), variant="stop", visible=False, elem_id="stop")
-            gr.HTML(i18n("draw_key"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
-            guidance = gr.Slider(
-                0, 30, first_request.guidance, step=0.1, label=i18n("guidance"), info=i18n("guidance_info"), elem_id="guidance"
-            )
-            steps = gr.Slider(1, 100, first_request.steps, step=1, label=i18n("steps"), elem_id="steps")
+            hint("draw_key")
+        with gr.Column(scale=0, min_width=320, elem_classes="controls settings"):
+            guidance = gr.Slider(0, 30, first_request.guidance, step=0.1, label=i18n("guidance"), buttons=[], elem_id="guidance")
+            hint("guidance_info")
+            steps = gr.Slider(1, 100, first_request.steps, step=1, label=i18n("steps"), buttons=[], elem_id="steps")
             seed = gr.Number(first_request.seed, label=i18n("seed"), placeholder=i18n("seed_placeholder"), elem_id="seed")
             with gr.Row(elem_classes="pair"):
                 dice = gr.Button(i18n("dice"), elem_id="dice", min_width=100)
@@ -278,10 +287,10 @@ def build(shared: Shared) -> None:
                     last = gr.Number(
                         None, label=i18n("interval_last"), placeholder=i18n("interval_last_placeholder"), min_width=100, elem_id="last"
                     )
-                gr.HTML(i18n("interval_info"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
+                hint("interval_info")
             with gr.Column(elem_id="drop", min_width=0):
                 opened = gr.UploadButton(i18n("open"), elem_id="open", size="md")
-                gr.HTML(i18n("drop"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
+                hint("drop")
 
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
             viewer = gr.HTML(
@@ -298,12 +307,17 @@ def build(shared: Shared) -> None:
                 "", html_template="<div>${value}</div>", js_on_load=common.script("runs.js"), apply_default_css=False, elem_id="runs"
             )
             with gr.Column(visible=False, elem_id="compare") as compare:
-                changes = gr.HTML(apply_default_css=False)
+                changes = gr.HTML(
+                    js_on_load="watch('value', () => setTimeout(() => element.scrollIntoView({ block: 'nearest' }), 400));",
+                    apply_default_css=False,
+                    elem_id="changes",
+                )
                 both = gr.ImageSlider(show_label=False, interactive=False, buttons=[], format="png", elem_id="both")
                 close = gr.Button(i18n("compare_close"), elem_id="close", size="md")
 
     job = gr.State("")  # the run that Stop stops
     shown = gr.State("")  # the run in the viewer
+    before = gr.State("")  # the run that "Try it" began from
     controls = [prompt, negative, seed, steps, guidance, scheduler, width, height, first, last, shared.model]
     busy = {run: gr.update(visible=False), stop: gr.update(visible=True)}
     idle = {run: gr.update(visible=True), stop: gr.update(visible=False)}
@@ -348,7 +362,7 @@ def build(shared: Shared) -> None:
         now = {shown: one, runs: runs_html(kept(owner), one, language)} if value["kind"] == "run" else {}
         yield idle | now | {viewer: common.packed(value)}
 
-    def draw(owner: str | None, *values, request: gr.Request) -> Iterator[dict]:
+    def draw(request: gr.Request, owner: str | None, *values) -> Iterator[dict]:
         language = common.language(request)
         owner = common.owner_of(owner)
         try:
@@ -365,7 +379,7 @@ def build(shared: Shared) -> None:
         page = {shared.owner: owner, runs: runs_html(ended, ended[0][0] if ended else "", language)}
         if ended:
             page |= {viewer: common.packed(finished(ended[0][1], ended[0][0], language)), shown: ended[0][0]}
-            page |= restored(ended[0][1].request)
+            page |= restored(ended[0][1].request) | ({shared.model: shared.default} if ended[0][0] == EXAMPLE else {})
         else:
             page |= {viewer: common.packed(empty(language))}
         yield page
@@ -397,6 +411,20 @@ def build(shared: Shared) -> None:
         pictures = tuple(render.picture(trace.picture).image for trace in (left, right))
         return {both: pictures, changes: difference(left, right, language), compare: gr.update(visible=True)}
 
+    def weaken(owner: str | None, at: str, request: gr.Request) -> dict:
+        """The settings of the run in the viewer, but guidance 1."""
+        try:
+            return {before: at} | restored(trace_of(at, common.owner_of(owner)).request) | {guidance: 1}
+        except ValueError as error:
+            raise common.refusal(common.language(request), error) from None
+
+    def compare_both(owner: str | None, first_run: str, second_run: str, request: gr.Request) -> dict:
+        owner = common.owner_of(owner)
+        try:
+            return comparison(trace_of(first_run, owner), trace_of(second_run, owner), common.language(request))
+        except ValueError:
+            return {}  # one of them was stopped: nothing to compare, and nothing wrong
+
     def reuse_seed(owner: str | None, at: str, request: gr.Request) -> int:
         try:
             return trace_of(at, common.owner_of(owner)).request.seed
@@ -421,12 +449,16 @@ def build(shared: Shared) -> None:
         except ValueError as error:
             return f'<p class="cut">{html.escape(texts.sentence(common.language(request), error))}</p>'
 
+    def show_prompt(text: str, request: gr.Request) -> str:
+        none = f'<p class="tokens count">{texts.say(common.language(request), "tokens_none")}</p>'
+        return show_tokens(text, request) or none
+
     seen = [viewer, runs, run, stop, job, shown]
     demo.load(arrive, shared.owner, [*seen, shared.owner, *controls], **WATCH)
     run.click(draw, [shared.owner, *controls], seen, **WATCH)
     stop.click(halt, job, None, **QUICK)
-    for box, strip in ((prompt, prompt_tokens), (negative, negative_tokens)):
-        gr.on([demo.load, box.change], show_tokens, box, strip, trigger_mode="always_last", **QUICK)
+    for box, strip, handler in ((prompt, prompt_tokens, show_prompt), (negative, negative_tokens, show_tokens)):
+        gr.on([demo.load, box.change], handler, box, strip, trigger_mode="always_last", **QUICK)
     chosen = [viewer, runs, shown, compare, both, changes, *controls]
     for strip in (viewer, runs):
         strip.pick(pick, [shared.owner, shown], chosen, **QUICK)
@@ -434,7 +466,9 @@ def build(shared: Shared) -> None:
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)", api_visibility="private")
     reuse.click(reuse_seed, [shared.owner, shown], seed, **QUICK)
     opened.upload(open_file, opened, controls, **QUICK)
-    attempt.click(lambda: 1, None, guidance, **QUICK).then(draw, [shared.owner, *controls], seen, **WATCH)
+    started = attempt.click(weaken, [shared.owner, shown], [before, *controls], **QUICK)
+    drawn = started.success(draw, [shared.owner, *controls], seen, **WATCH)
+    drawn.success(compare_both, [shared.owner, before, shown], [compare, both, changes], **QUICK)
     generate(engine, shared.default)
 
 
@@ -454,5 +488,5 @@ def generate(engine: LocalEngine, default: str) -> None:
     kinds = {"seed": "integer", "steps": "integer", "guidance": "number"}
     raw = [Api(None, {"type": "string"}), *(Api(value, {"type": kinds.get(name, "string")}) for name, value in defaults.items())]
     with gr.Row(visible=False):
-        answer = [gr.Image(format="png"), gr.JSON()]
+        answer = [gr.Image(format="png", label="picture"), gr.JSON(label="settings")]
         gr.Button().click(generate, raw, answer, api_name="generate", concurrency_id="watch", concurrency_limit=common.WATCHERS)

@@ -11,7 +11,6 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
@@ -32,11 +31,11 @@ class Rendered:
     clipped: float  # share of the values that lie outside the screen's range, shown at its ends
 
 
-def picture(values: Tensor) -> Rendered:
+def picture(values: Tensor | np.ndarray) -> Rendered:
     """(3, H, W) in [-1, 1] as floats, or in 0..255 as uint8."""
-    if values.dtype == torch.uint8:
-        return Rendered(Image.fromarray(values.permute(1, 2, 0).numpy()), 0, 0.0)
-    v = values.detach().float().cpu().permute(1, 2, 0).numpy()  # (H, W, 3)
+    v = np.moveaxis(numbers(values), 0, -1)  # (H, W, 3)
+    if v.dtype == np.uint8:
+        return Rendered(Image.fromarray(np.ascontiguousarray(v)), 0, 0.0)
     wrong = ~np.isfinite(v).all(-1)  # (H, W)
     clipped = float((np.abs(v[~wrong]) > 1.0005).mean()) if not wrong.all() else 0.0
     rgb = np.round(np.clip(np.nan_to_num(v), -1, 1) * 127.5 + 127.5).astype(np.uint8)
@@ -47,15 +46,22 @@ def picture(values: Tensor) -> Rendered:
     return Rendered(Image.fromarray(rgb), int(wrong.sum()), clipped)
 
 
-def latent(trace: Trace, z: Tensor, *, difference: bool = False) -> Rendered:
+def numbers(values: Tensor | np.ndarray) -> np.ndarray:
+    """As numpy, uint8 or float32. Work on so few numbers is done without torch, whose threads wait for a busy device's."""
+    v = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    return v if v.dtype == np.uint8 else v.astype(np.float32)
+
+
+def latent(trace: Trace, z: Tensor | np.ndarray, *, difference: bool = False) -> Rendered:
     """Latents (1, 4, h, w) by the trace's linear preview. difference: of noise, not of a picture, so zero is mid-grey."""
-    rgb = torch.einsum("chw,cr->rhw", z[0].float(), trace.preview[:4].float())
-    return picture(rgb if difference else rgb + trace.preview[4].float()[:, None, None])
+    matrix = numbers(trace.preview)  # (5, 3)
+    rgb = np.einsum("chw,cr->rhw", numbers(z)[0], matrix[:4])
+    return picture(rgb if difference else rgb + matrix[4][:, None, None])
 
 
 def heat(share: Tensor) -> Image.Image:
     """A word's heat map (h, w) as a veil to lay over the picture: clear where the map is highest, dark where it is zero."""
-    v = share.float().numpy()
+    v = numbers(share)
     veil = np.zeros((*v.shape, 4), np.uint8)
     veil[..., 3] = np.round(225 * (1 - v / max(float(v.max()), 1e-9))).astype(np.uint8)
     return Image.fromarray(veil)
@@ -106,14 +112,14 @@ def thumbnail(trace: Trace, side: int = 192) -> str:
     return uri(image)
 
 
-def strength(z: Tensor | None) -> float | None:
+def strength(z: Tensor | np.ndarray) -> float:
     """Root mean square: 1 is as strong as unit noise."""
-    return None if z is None else round(float(z.float().square().mean().sqrt()), 4)
+    return round(float(np.sqrt(np.mean(np.square(numbers(z))))), 4)
 
 
 def step(trace: Trace, s: Step) -> dict:
     """One step as the page's viewer takes it: pictures and numbers, nothing that needs a model."""
-    pull = None if s.eps_uncond is None or s.eps_cond is None else s.w * (s.eps_cond.float() - s.eps_uncond.float())
+    pull = None if s.eps_uncond is None or s.eps_cond is None else s.w * (numbers(s.eps_cond) - numbers(s.eps_uncond))
     noisy, guess = latent(trace, s.x_in), latent(trace, s.x0)
     noises = {"eps": s.eps, "uncond": s.eps_uncond, "cond": s.eps_cond, "pull": pull}
     return {

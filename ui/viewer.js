@@ -7,7 +7,7 @@
 const $ = (selector) => element.querySelector(selector);
 const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 const root = $(".viewer");
-const slider = $(".scrub input");
+const slider = $(".scrub input[type=range]");
 const strip = $(".strip");
 let run = null; // the value shown
 let texts = {};
@@ -64,16 +64,12 @@ function stage() {
     frame(".guess", texts.x0, texts.x0_tip, X0, step.x0, fill(texts.alt, { what: texts.x0, ...place }));
   }
   $(".arrow .what").textContent = finished ? texts.decode : texts.remove;
-  const remarks = [];
-  if (!finished && step.wrong) {
-    step.wrong.forEach((count) => count && remarks.push(fill(texts.wrong, { count })));
-    step.clipped.forEach((share, k) => {
-      if (share > 0.02) remarks.push(`${k ? "x̂₀" : "xₜ"}: ${fill(texts.clipped, { share: Math.round(share * 100) })}`);
-    });
-  }
-  if (run.state === "stopped") remarks.unshift(texts.stopped);
-  $(".remark").textContent = remarks.join(" · ");
-  $(".remark").hidden = !remarks.length;
+  [...root.querySelectorAll(".stage .remark")].forEach((remark, k) => {
+    const wrong = !finished && step.wrong?.[k];
+    const clipped = Math.round(100 * ((!finished && step.clipped?.[k]) || 0));
+    remark.textContent = wrong ? fill(texts.wrong, { count: wrong }) : clipped ? fill(texts.clipped, { share: clipped }) : "";
+    remark.title = clipped ? texts.clipped_tip : "";
+  });
 }
 
 // --- time: strip, slider, numbers ------------------------------------------------------------------------------------------------
@@ -145,6 +141,7 @@ function equation() {
   const note = $(".made-of .note");
   box.replaceChildren();
   const finished = at === run.steps.length;
+  $(".made-of h3").textContent = finished ? texts.equation_end_title : texts.equation;
   if (finished) {
     const [c, h, w] = run.latent;
     note.textContent = fill(texts.equation_end, { latent: `${c} × ${h} × ${w}`, pixel: `3 × ${run.height} × ${run.width}` });
@@ -178,7 +175,7 @@ function buildWords() {
   const chips = (run.words || []).map(({ word: text }, k) => {
     const chip = make("button", "chip", text);
     chip.type = "button";
-    chip.setAttribute("aria-pressed", "false");
+    chip.style.setProperty("--tint", `var(--tint-${k % 4})`);
     chip.addEventListener("click", () => {
       word = word === k ? null : k;
       veil();
@@ -244,14 +241,13 @@ $(".restore").addEventListener("click", () => run?.job && trigger("pick", { act:
 // --- what arrives ----------------------------------------------------------------------------------------------------------------
 
 function words() {
-  $(".tools label span").textContent = texts.smooth;
-  $(".tools label").title = texts.smooth_tip;
+  $(".smoothing span").textContent = texts.smooth;
+  $(".smoothing").title = texts.smooth_tip;
   $(".save").textContent = texts.save;
   $(".restore").textContent = texts.restore;
   $(".empty").textContent = texts.empty;
   $(".looked-at h3").textContent = texts.words;
   $(".looked-at .note").textContent = texts.words_tip;
-  $(".made-of h3").textContent = texts.equation;
   slider.setAttribute("aria-label", texts.slider);
 }
 
@@ -261,6 +257,8 @@ function live(value) {
   run = { ...value, steps: seen };
   if (value.x0) seen[value.i - 1] = { x: value.x, x0: value.x0 };
   if (!again) buildStrip();
+  // On a phone the pictures lie below the button that was pressed.
+  if (!again && root.getBoundingClientRect().top > innerHeight * 0.6) root.scrollIntoView({ block: "start" });
   if (!value.x0) return;
   at = value.i - 1;
   strip.children[at]?.replaceWith(cell(at));
@@ -280,8 +278,8 @@ function show() {
   if (value.kind === "none") return;
   words();
   pause();
-  $(".status .said").textContent = value.status || "";
-  $(".status").dataset.state = value.state || "";
+  $(".said").textContent = value.status || "";
+  root.dataset.state = value.state || "";
   $(".meter i").style.width = value.kind === "live" && value.count ? `${(100 * (value.i || 0)) / value.count}%` : "0";
   $(".empty").hidden = value.kind !== "empty";
   if (value.kind === "empty") return void (run = null);
@@ -293,6 +291,7 @@ function show() {
   if (value.kind === "run") {
     word = null;
     run = value;
+    root.style.setProperty("--aspect", `${run.latent[2]} / ${run.latent[1]}`);
     buildStrip();
     buildWords();
     veil();

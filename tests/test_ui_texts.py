@@ -1,0 +1,101 @@
+"""What the page says: the same in both languages, all of it used, and core's refusals known in Japanese."""
+
+import inspect
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+from core import images
+from core.sampling import Request
+from core.schedulers import make
+from ui import prompt, texts
+
+UI = Path(texts.__file__).parent
+SOURCES = "\n".join(path.read_text("utf-8") for path in [*UI.glob("*.py"), *UI.glob("*.js")] if path.name != "texts.py")
+
+
+def names(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+def test_both_languages_have_the_same_keys_and_fill_in_the_same_values():
+    assert texts.EN.keys() == texts.JA.keys()
+    assert {key: names(text) for key, text in texts.EN.items()} == {key: names(text) for key, text in texts.JA.items()}
+
+
+def test_japanese_is_japanese():
+    shared = {"name", "prompt_placeholder"}  # a name, and a prompt: the model reads English
+    untranslated = [key for key, text in texts.JA.items() if text == texts.EN[key] and key not in shared]
+    assert not untranslated
+
+
+def test_every_text_is_used_and_every_text_used_is_there():
+    # The status of a run and the marks of a token are put together: f"status_{state}".
+    said = set(re.findall(r'"([a-z0-9_]+)"', SOURCES)) | {f"view_{name}" for name in re.findall(r"\btexts\.(\w+)", SOURCES)}
+    put_together = {"status_": ("queued", "loading", "running", "starting", "decoding"), "tokens_": ("start", "end")}
+    said |= {prefix + end for prefix, ends in put_together.items() for end in ends if f'"{prefix}{{' in SOURCES}
+    assert not texts.EN.keys() - said, "never said"
+    assert not {key for key in said if key.startswith("view_")} - texts.EN.keys() - {"view_" + name for name in dir(texts)}
+    asked = re.findall(r'(?:i18n|hint)\("(\w+)"\)|say\((?:language|common.language\(request\)), "(\w+)"', SOURCES)
+    assert not {key for pair in asked for key in pair if key} - texts.EN.keys(), "said, but not there"
+
+
+def test_the_tab_explains_itself_in_its_docstring_as_on_the_page():
+    docstring = " ".join(inspect.cleandoc(prompt.__doc__).split())
+    assert docstring == f"{texts.EN['prompt_question']} {texts.EN['prompt_about']}"
+
+
+def test_labels_carry_no_emoji():
+    assert not [text for language in texts.LANGUAGES.values() for text in language.values() if re.search("[\U0001f000-\U0001faff☀-➿]", text)]
+
+
+REFUSED = [
+    lambda: Request("a", steps=0),
+    lambda: Request("a", steps=2.5),
+    lambda: Request("a", guidance=float("nan")),
+    lambda: Request("a", seed=-1),
+    lambda: Request("a" * 2001),
+    lambda: Request("a", negative="\0"),
+    lambda: Request(None),
+    lambda: Request("a", scheduler="magic"),
+    lambda: Request("a", width=65),
+    lambda: Request("a", height=15),
+    lambda: Request("a", interval=(5, 3)),
+    lambda: make("LCM", {"beta_schedule": "scaled_linear"}, 80),
+    lambda: images.read_settings(b"no picture"),
+]
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_refusals_of_core_are_said_in_the_visitors_language(refused):
+    with pytest.raises(ValueError) as error:
+        refused()
+    assert texts.sentence("en", error.value) == str(error.value)
+    japanese = texts.sentence("ja", error.value)
+    assert re.search("[ぁ-ん]", japanese), f"no Japanese for: {error.value}"
+    assert not re.search(r"\bThe\b|[{}]", japanese)
+
+
+def test_an_unknown_refusal_is_said_as_it_is():
+    assert texts.sentence("ja", ValueError("Something else.")) == "Something else."
+
+
+@pytest.mark.parametrize(
+    "cookies, accept, language",
+    [
+        (None, None, "en"),
+        (None, "ja", "ja"),
+        (None, "ja-JP,ja;q=0.9,en;q=0.8", "ja"),
+        (None, "en-US,en;q=0.9,ja;q=0.8", "en"),
+        (None, "fr,ja;q=0.5,en;q=0.7", "en"),
+        (None, "de", "en"),
+        (None, ";;;q=x,,", "en"),
+        ("a=b; language=ja", "en", "ja"),
+        ("language=xx", "ja", "ja"),
+        ("notlanguage=ja", "en", "en"),
+    ],
+)
+def test_the_switch_comes_before_the_browser(cookies, accept, language):
+    assert texts.language_of(cookies, accept) == language
