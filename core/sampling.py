@@ -116,14 +116,22 @@ def denoise(sd: StableDiffusion, request: Request, record: Record | None = None)
 
 
 @torch.no_grad()
-def denoise_many(sd: StableDiffusion, requests: Sequence[Request], record: Record | None = None) -> Iterator[list[Step]]:
+def denoise_many(
+    sd: StableDiffusion,
+    requests: Sequence[Request],
+    record: Record | None = None,
+    known: dict[tuple[int, str], Tensor] | None = None,
+) -> Iterator[list[Step]]:
     """The loop (Ho et al. 2020, algorithm 2; guidance: Ho & Salimans 2022, eq. 6), for N pictures of one size, scheduler and step count.
 
     Yields a list with one Step a request. What requests have in common is computed once: a prompt's embedding, and the first prediction
-    of those that start from the same noise. Each picture is that of its own single run, to 1e-4: a larger batch rounds otherwise.
+    of those that start from the same noise; `known` carries these, (seed, words) -> output, from one call to the next. Each picture is
+    that of its own single run, to 1e-4: a larger batch rounds otherwise.
     Raises ValueError if the requests differ in what they must share, or as soon as a prediction is not finite.
     """
-    first = requests[0]
+    first, known = requests[0], {} if known is None else known
+    if known and record:
+        raise ValueError("Predictions that are already known leave no attention to record; record one run by itself.")
     if any(
         (r.scheduler, r.steps, r.width, r.height) != (first.scheduler, first.steps, first.width, first.height) for r in requests
     ):
@@ -144,28 +152,30 @@ def denoise_many(sd: StableDiffusion, requests: Sequence[Request], record: Recor
         x_in = scheduler.scale_model_input(x, t)  # (N, 4, h, w)
         ws = [r.guidance if r.interval is None or r.interval[0] <= i < r.interval[1] else 1.0 for r in requests]
 
-        # The UNet's rows, (whose latents, which words): only the branches that a w needs; pictures of one seed share the first step.
-        whose = [[r.seed for r in requests].index(r.seed) if i == 0 else n for n, r in enumerate(requests)]
-        uncond = [None if w == 1 else (k, r.negative) for k, w, r in zip(whose, ws, requests, strict=True)]
-        cond = [None if w == 0 else (k, r.prompt) for k, w, r in zip(whose, ws, requests, strict=True)]
-        rows = list(dict.fromkeys(key for key in uncond + cond if key))
+        # The UNet's rows, (name, words): only the branches that a w needs; pictures of one seed share the first step.
+        names = [r.seed if i == 0 else n for n, r in enumerate(requests)]
+        inputs = dict(zip(names, x_in.split(1), strict=True))  # name -> (1, 4, h, w)
+        uncond = [None if w == 1 else (k, r.negative) for k, w, r in zip(names, ws, requests, strict=True)]
+        cond = [None if w == 0 else (k, r.prompt) for k, w, r in zip(names, ws, requests, strict=True)]
+        out = known if i == 0 else {}
+        rows = [key for key in dict.fromkeys(uncond + cond) if key and key not in out]
         recorder = Recorder(record) if record else None
-        output = sd.unet(
-            torch.cat([x_in[k : k + 1] for k, _ in rows]),  # (rows, 4, h, w)
-            t,
-            encoder_hidden_states=torch.cat([embeddings[words] for _, words in rows]),  # (rows, 77, D)
-            cross_attention_kwargs={"record": recorder} if recorder else None,
-            return_dict=False,
-        )[0]
-        if not output.isfinite().all():
-            raise ValueError(f"The noise prediction of step {i + 1} is not finite; try a lower guidance, or float32.")
-        out = dict(zip(rows, output.split(1), strict=True))
+        if rows:
+            output = sd.unet(
+                torch.cat([inputs[name] for name, _ in rows]),  # (rows, 4, h, w)
+                t,
+                encoder_hidden_states=torch.cat([embeddings[words] for _, words in rows]),  # (rows, 77, D)
+                cross_attention_kwargs={"record": recorder} if recorder else None,
+                return_dict=False,
+            )[0]
+            if not output.isfinite().all():
+                raise ValueError(f"The noise prediction of step {i + 1} is not finite; try a lower guidance, or float32.")
+            out.update(zip(rows, output.split(1), strict=True))
 
         # Guidance: from the unconditional prediction through the conditional one, and beyond.
-        guided = [
-            out[u or c] if u is None or c is None else out[u] + w * (out[c] - out[u])
-            for u, c, w in zip(uncond, cond, ws, strict=True)
-        ]
+        guided = []
+        for u, c, w in zip(uncond, cond, ws, strict=True):
+            guided.append(out[u] + w * (out[c] - out[u]) if u and c else out[u or c])  # pyright: ignore[reportArgumentType]
         x_next = scheduler.step(torch.cat(guided), t, x, **extra, return_dict=False)[0]  # (N, 4, h, w)
 
         def eps_of(output: Tensor, n: int, x_in: Tensor = x_in, alpha_bar: float = alpha_bars[i]) -> Tensor:
@@ -174,7 +184,7 @@ def denoise_many(sd: StableDiffusion, requests: Sequence[Request], record: Recor
         steps = []
         for n, (u, c) in enumerate(zip(uncond, cond, strict=True)):
             eps = eps_of(guided[n], n)
-            used = [rows.index(key) for key in (u, c) if key]
+            used = [rows.index(key) for key in (u, c) if key in rows]
             steps.append(
                 Step(
                     i=i,

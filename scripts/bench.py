@@ -118,10 +118,10 @@ def page(turns: int) -> dict[str, float]:
 
     import app
 
-    engine = app.make_engine([])
-    engine.model("emoji")
-    demo = app.make_app(engine)
-    _, url, _ = demo.launch(**app.launch_options(), prevent_thread_lock=True, quiet=True, server_port=None)
+    engine, default = app.make_engine([])
+    engine.model(default)
+    demo = app.make_app(engine, default)
+    _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
     try:
         client = Client(url, verbose=False)
         ask = ("a fox in a top hat on a blue background", "", 1, 20, 7.5, "DDIM")

@@ -211,7 +211,8 @@ def compose(spec: Spec, side: int = 128) -> Scene:
         colour = rgba[..., :3]
         if spec.style == "3d render":  # a studio: soft shadow on the wall, light from the left above
             shadow = Image.fromarray((alpha[..., 0] * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(side / 24))
-            shadow = np.roll(np.asarray(shadow, np.float32) / 255, (side // 14, side // 14), (0, 1))
+            shadow = np.asarray(shadow, np.float32) / 255
+            shadow = np.pad(shadow, ((side // 14, 0), (side // 14, 0)))[:side, :side]
             canvas = canvas * (1 - 0.5 * shadow[..., None])
             slope = (np.linspace(-1, 1, side)[:, None] + np.linspace(-1, 1, side)[None, :])[..., None] / 2
             colour = np.clip(colour * (1.08 - 0.3 * slope), 0, 255)

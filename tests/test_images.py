@@ -71,7 +71,10 @@ REFUSED = {
     "tiff": (file_of(corner(), "TIFF"), "not a PNG, JPEG or WebP"),
     "tiny": (file_of(Image.new("RGB", (63, 200))), "at least 64"),
     "long": (file_of(Image.new("RGB", (64, 257))), "at most 4 times"),
-    "cut off": (file_of(Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)))[:20000], "damaged or ends early"),
+    "cut off": (
+        file_of(Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)))[:20000],
+        "damaged or ends early",
+    ),
     "bomb": (file_of(Image.new("1", (6000, 6000))), "over the limit of 25 megapixels"),
     "great bomb": (file_of(Image.new("1", (15000, 15000))), "over the limit of 25 megapixels"),
 }

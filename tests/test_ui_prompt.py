@@ -32,7 +32,9 @@ def ask(text="a red apple", **changes) -> Request:
 
 
 def controls(**changes) -> dict:
-    values = dict(prompt="a", negative="", seed=1, steps=4, guidance=2, scheduler="DDIM", width=None, height=None, first=None, last=None)
+    values = dict(
+        prompt="a", negative="", seed=1, steps=4, guidance=2, scheduler="DDIM", width=None, height=None, first=None, last=None
+    )
     return values | {"model": "toy"} | changes
 
 
@@ -44,7 +46,9 @@ def test_controls_reach_the_request_as_they_are():
     assert prompt.request_of(**controls(seed=None)).seed in range(2**32), "an empty seed is a new one"
 
 
-@pytest.mark.parametrize("name, value", [("steps", 2.5), ("seed", 1.5), ("guidance", 31), ("width", 130), ("scheduler", ["DDIM"]), ("prompt", None)])
+@pytest.mark.parametrize(
+    "name, value", [("steps", 2.5), ("seed", 1.5), ("guidance", 31), ("width", 130), ("scheduler", ["DDIM"]), ("prompt", None)]
+)
 def test_nothing_is_rounded_or_clamped(name, value):
     with pytest.raises(ValueError, match=name):
         prompt.request_of(**controls(**{name: value}))
@@ -112,7 +116,10 @@ def test_settings_make_the_same_request_again(engine):
     assert prompt.settings_of(carried | {"model": "elsewhere"}, engine.allowed)[1] == "elsewhere"
 
 
-@pytest.mark.parametrize("forged", [{}, {"prompt": 3}, {"prompt": "a", "steps": 1e9}, {"prompt": "a", "interval": 5}, {"prompt": "a", "interval": [{}, []]}])
+@pytest.mark.parametrize(
+    "forged",
+    [{}, {"prompt": 3}, {"prompt": "a", "steps": 1e9}, {"prompt": "a", "interval": 5}, {"prompt": "a", "interval": [{}, []]}],
+)
 def test_forged_settings_are_refused(forged):
     with pytest.raises(ValueError):
         prompt.settings_of(forged, ("toy",))
@@ -160,7 +167,9 @@ def address(engine):
 
 def call(url: str, data: str) -> str:
     """One call by hand, so that no client tidies the values."""
-    question = urllib.request.Request(f"{url}gradio_api/call/generate", f'{{"data": {data}}}'.encode(), {"content-type": "application/json"})
+    question = urllib.request.Request(
+        f"{url}gradio_api/call/generate", f'{{"data": {data}}}'.encode(), {"content-type": "application/json"}
+    )
     event = json.load(urllib.request.urlopen(question, timeout=30))["event_id"]
     return urllib.request.urlopen(f"{url}gradio_api/call/generate/{event}", timeout=60).read().decode()
 

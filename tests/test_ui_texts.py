@@ -33,10 +33,12 @@ def test_japanese_is_japanese():
 
 def test_every_text_is_used_and_every_text_used_is_there():
     # The status of a run and the marks of a token are put together: f"status_{state}".
-    said = set(re.findall(r'"([a-z0-9_]+)"', SOURCES)) | {f"view_{name}" for name in re.findall(r"\btexts\.(\w+)", SOURCES)}
+    said = set(re.findall(r"""["']([a-z0-9_]+)["']""", SOURCES)) | {
+        f"view_{name}" for name in re.findall(r"\btexts\.(\w+)", SOURCES)
+    }
     put_together = {"status_": ("queued", "loading", "running", "starting", "decoding"), "tokens_": ("start", "end")}
     said |= {prefix + end for prefix, ends in put_together.items() for end in ends if f'"{prefix}{{' in SOURCES}
-    assert not texts.EN.keys() - said, "never said"
+    assert texts.EN.keys() - said == set(), "never said"
     assert not {key for key in said if key.startswith("view_")} - texts.EN.keys() - {"view_" + name for name in dir(texts)}
     asked = re.findall(r'(?:i18n|hint)\("(\w+)"\)|say\((?:language|common.language\(request\)), "(\w+)"', SOURCES)
     assert not {key for pair in asked for key in pair if key} - texts.EN.keys(), "said, but not there"
@@ -48,7 +50,12 @@ def test_the_tab_explains_itself_in_its_docstring_as_on_the_page():
 
 
 def test_labels_carry_no_emoji():
-    assert not [text for language in texts.LANGUAGES.values() for text in language.values() if re.search("[\U0001f000-\U0001faff☀-➿]", text)]
+    assert not [
+        text
+        for language in texts.LANGUAGES.values()
+        for text in language.values()
+        if re.search("[\U0001f000-\U0001faff☀-➿]", text)
+    ]
 
 
 REFUSED = [

@@ -20,7 +20,9 @@ EXAMPLE = HERE.parent / "assets" / "examples" / "first.safetensors"
 # Handlers only watch runs: the engine has the one lane of the device. So many may watch at once, and each needs a thread while it does.
 WATCHERS = 60
 WATCH = {"concurrency_id": "watch", "concurrency_limit": WATCHERS, "show_progress": "hidden", "api_visibility": "private"}
-# What answers at once stays out of the queue, so that it is quick while the device is busy.
+# What looks at ended runs answers at once, in a lane of its own; Gradio shows the errors of queued events alone.
+LOOK = {"concurrency_id": "look", "concurrency_limit": 20, "show_progress": "hidden", "api_visibility": "private"}
+# What cannot fail stays out of the queue.
 QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 i18n = gr.I18n(**texts.LANGUAGES)
@@ -47,8 +49,8 @@ def owner_of(stored: object) -> str:
     return stored if isinstance(stored, str) and re.fullmatch(r"[0-9a-f]{32}", stored) else uuid.uuid4().hex
 
 
-def refusal(language: str, error: Exception, title: str = "error") -> gr.Error:
-    return gr.Error(html.escape(texts.sentence(language, error)), title=texts.say(language, title), print_exception=False)
+def refusal(language: str, error: Exception) -> gr.Error:
+    return gr.Error(html.escape(texts.sentence(language, error), quote=False), print_exception=False)
 
 
 def packed(value: dict) -> str:

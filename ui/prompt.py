@@ -21,7 +21,7 @@ from core.schedulers import SCHEDULERS
 from core.text import Tokens, tokenize
 from core.trace import Trace
 from ui import common, render, texts
-from ui.common import QUICK, WATCH, Shared, i18n
+from ui.common import LOOK, QUICK, WATCH, Shared, i18n
 
 TITLE = "tab_prompt"  # a key of ui/texts.py
 EXAMPLE = "example"  # the id of the run that the page opens with
@@ -436,7 +436,7 @@ def build(shared: Shared) -> None:
         try:
             wanted, missing = settings_of(read_settings(path), engine.allowed)
         except ValueError as error:
-            raise common.refusal(language, error, "error_file") from None
+            raise common.refusal(language, error) from None
         if missing:
             gr.Warning(texts.say(language, "no_model", model=html.escape(missing)), title="")
         gr.Info(texts.say(language, "status_restored"), title="", duration=4)
@@ -461,14 +461,14 @@ def build(shared: Shared) -> None:
         gr.on([demo.load, box.change], handler, box, strip, trigger_mode="always_last", **QUICK)
     chosen = [viewer, runs, shown, compare, both, changes, *controls]
     for strip in (viewer, runs):
-        strip.pick(pick, [shared.owner, shown], chosen, **QUICK)
+        strip.pick(pick, [shared.owner, shown], chosen, **LOOK)
     close.click(lambda: gr.update(visible=False), None, compare, **QUICK)
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)", api_visibility="private")
-    reuse.click(reuse_seed, [shared.owner, shown], seed, **QUICK)
-    opened.upload(open_file, opened, controls, **QUICK)
-    started = attempt.click(weaken, [shared.owner, shown], [before, *controls], **QUICK)
+    reuse.click(reuse_seed, [shared.owner, shown], seed, **LOOK)
+    opened.upload(open_file, opened, controls, **LOOK)
+    started = attempt.click(weaken, [shared.owner, shown], [before, *controls], **LOOK)
     drawn = started.success(draw, [shared.owner, *controls], seen, **WATCH)
-    drawn.success(compare_both, [shared.owner, before, shown], [compare, both, changes], **QUICK)
+    drawn.success(compare_both, [shared.owner, before, shown], [compare, both, changes], **LOOK)
     generate(engine, shared.default)
 
 

@@ -80,8 +80,6 @@ EN = {
     "compare_title": "Before and after",
     "compare_close": "Close",
     # refusals of this page
-    "error": "This cannot be drawn",
-    "error_file": "This file gives no settings",
     "no_model": "The PNG was made by the model {model}, which is not in this app’s menu; the model stays as it is.",
     # the viewer
     "view_empty": "Write a prompt and press Draw. Every step of the run will appear here.",
@@ -194,8 +192,6 @@ JA = {
     "compare_same": "同じ設定です。",
     "compare_title": "比較",
     "compare_close": "閉じる",
-    "error": "描けません",
-    "error_file": "このファイルからは設定を読めません",
     "no_model": "この PNG はモデル {model} で作られましたが、このアプリのメニューにはありません。モデルはそのままにします。",
     "view_empty": "プロンプトを書いて「描く」を押してください。すべてのステップがここに現れます。",
     "view_x": "ノイズを含む潜在表現",

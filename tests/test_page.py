@@ -1,0 +1,317 @@
+"""The page as a person meets it, in a headless Chromium: type, draw, watch, stop, scrub, restore, compare, reload, and nothing leaves."""
+
+import io
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from core import catalog
+from core.trace import Trace
+
+pytestmark = pytest.mark.page
+
+BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    from playwright.sync_api import sync_playwright
+
+    places = [os.environ.get("CHROMIUM"), *map(shutil.which, BROWSERS), MAC]
+    path = next((place for place in places if place and Path(place).exists()), None)
+    if path is None:
+        pytest.skip("no Chromium found; install one, or name it in CHROMIUM=")
+    with sync_playwright() as p:
+        yield p.chromium.launch(executable_path=path, headless=True, args=QUIET)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    from core.engine import LocalEngine
+
+    try:
+        catalog.resolve("emoji")
+    except ValueError as error:
+        pytest.skip(f"the embedded model is not complete: {error}")
+    made = LocalEngine(allowed=("emoji",))
+    made.model("emoji")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def example(engine, tmp_path_factory) -> Path:
+    from core.attention import Record
+    from core.sampling import Request
+
+    path = tmp_path_factory.mktemp("example") / "first.safetensors"
+    trace: Trace = engine.result(engine.submit(Request("a red apple", steps=5, seed=3), "the tests", Record()))
+    trace.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(engine, example):
+    import app
+
+    demo = app.make_app(engine, "emoji", example)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+    yield url
+    demo.close()
+
+
+class Page:
+    """A visit: the playwright page, what went wrong in it, and where it asked to go."""
+
+    def __init__(self, browser, address: str, *, width=1280, height=900, locale="en-US", scheme="light"):
+        self.context = browser.new_context(viewport={"width": width, "height": height}, locale=locale, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.outside: list[str] = []
+        self.leaving = False  # a reload cuts Gradio's own connection, which Gradio writes to the console
+        self.page.on("console", lambda m: m.type == "error" and not self.leaving and self.errors.append(m.text))
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.on("request", self.note)
+        self.page.goto(address, wait_until="domcontentloaded")
+        self.ready()
+
+    def note(self, request) -> None:
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            self.outside.append(request.url)
+
+    def ready(self) -> None:
+        self.page.wait_for_selector(".viewer[data-kind=run]", timeout=60_000)
+        self.page.wait_for_selector("#prompt-tokens .tokens", timeout=60_000)
+
+    def said(self) -> str:
+        return self.page.locator(".viewer .said").inner_text()
+
+    def finished(self) -> None:
+        self.page.wait_for_selector("#run", timeout=120_000)
+        self.page.wait_for_selector(".viewer[data-kind=run]", timeout=120_000)
+
+    def started(self) -> None:
+        self.page.wait_for_selector(".viewer[data-kind=live]", timeout=60_000)
+
+    def set(self, control: str, value: object) -> None:
+        self.page.locator(f"#{control} input[type=number]").fill(str(value))
+        self.page.locator(f"#{control} input[type=number]").blur()
+
+    def value(self, control: str) -> str:
+        return self.page.locator(f"#{control} :is(textarea, input)").first.input_value()
+
+    def step(self) -> str:
+        return self.page.locator(".viewer .where").inner_text()
+
+    def pictures(self) -> tuple[str, str]:
+        return tuple(self.page.locator(f".{side} .frame img.pixels").get_attribute("src") for side in ("noisy", "guess"))
+
+    def close(self) -> None:
+        self.context.close()
+        assert not self.outside, "a request left the machine"
+        assert not self.errors, "the console has errors"
+
+
+@pytest.fixture
+def visit(browser, address):
+    opened: list[Page] = []
+
+    def visit(**how) -> Page:
+        opened.append(Page(browser, address, **how))
+        return opened[-1]
+
+    yield visit
+    for page in opened:
+        page.close()
+
+
+WATCH = """() => { window.seen = new Set(); const image = document.querySelector('.guess .frame img.pixels');
+new MutationObserver(() => document.querySelector('.viewer').dataset.kind === 'live' && window.seen.add(image.src))
+.observe(image, {attributes: true, attributeFilter: ['src']}); }"""
+
+
+def test_it_opens_with_a_finished_run_and_its_settings(visit):
+    page = visit()
+    assert page.value("prompt") == "a red apple" and page.value("seed") == "3"
+    assert page.page.locator("#prompt-tokens .token").count() == 5
+    assert page.page.locator(".cell").count() == 6, "five steps and the finished picture"
+    assert page.page.locator(".words .chip").all_inner_texts() == ["a", "red", "apple"]
+    assert page.page.locator("h1").count() == 1
+
+
+def test_type_draw_watch_scrub_restore(visit, tmp_path):
+    page = visit()
+    p = page.page
+    p.locator("#prompt textarea").fill("a panda on a blue background")
+    p.wait_for_function("document.querySelectorAll('#prompt-tokens .token').length === 8")
+    page.set("steps", 30)
+    page.set("seed", 5)
+    p.evaluate(WATCH)
+    p.locator("#prompt textarea").press("Enter")
+    page.started()
+    page.finished()
+    assert p.evaluate("window.seen.size") >= 3, "the picture was seen to form"
+    assert "30 steps" in page.said() and "Seed 5" in page.said()
+    assert p.locator(".cell").count() == 31
+
+    # Scrub: by keyboard, by pointer, played; the server is not asked.
+    asked = []
+    p.on("request", lambda request: "heartbeat" not in request.url and asked.append(request.url))
+    quiet_before = len([url for url in asked if "run/" in url])
+    final = page.pictures()
+    p.locator(".scrub input[type=range]").focus()
+    p.keyboard.press("ArrowLeft")
+    assert page.step() == "Step 30 of 30" and page.pictures() != final
+    p.keyboard.press("Home")
+    first = page.pictures()
+    assert page.step() == "Step 1 of 30" and first[0] != first[1]
+    assert p.locator(".equation .piece").count() == 3
+    p.locator(".cell").nth(9).click()
+    assert page.step() == "Step 10 of 30" and page.pictures() != first
+    assert len([url for url in asked if "run/" in url]) == quiet_before
+    p.locator(".play").click()
+    p.wait_for_function("document.querySelector('.viewer .where').textContent === 'Finished'", timeout=20_000)
+    assert page.pictures() == final
+    p.locator(".words .chip", has_text="panda").click()
+    assert p.locator(".veil").is_visible()
+
+    # Save the PNG, change everything, drop the file on the page: the settings are back.
+    with p.expect_download() as saved:
+        p.locator(".save").click()
+    path = tmp_path / saved.value.suggested_filename
+    saved.value.save_as(path)
+    assert path.name == "a-panda-on-a-blue-background-5.png"
+    p.locator("#prompt textarea").fill("something else")
+    page.set("steps", 3)
+    page.set("seed", 99)
+    drop_on_the_page(p, path)
+    p.wait_for_function("document.querySelector('#prompt textarea').value === 'a panda on a blue background'", timeout=20_000)
+    assert page.value("seed") == "5" and p.locator("#steps input[type=number]").input_value() == "30"
+
+
+def drop_on_the_page(p, path: Path) -> None:
+    data = p.evaluate_handle(
+        """([bytes, name]) => { const carried = new DataTransfer();
+        carried.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/png'})); return carried; }""",
+        [list(path.read_bytes()), path.name],
+    )
+    p.dispatch_event(".question h2", "drop", {"dataTransfer": data})
+
+
+def test_a_wrong_file_and_a_wrong_value_are_answered_with_a_sentence(visit, tmp_path):
+    from PIL import Image
+
+    page = visit()
+    p = page.page
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (64, 64)).save(plain)
+    drop_on_the_page(p, plain)
+    p.wait_for_selector("text=carries no settings of this app", timeout=20_000)
+    page.set("seed", 2.5)
+    p.locator("#run").click()
+    p.wait_for_selector("text=it must be a whole number from 0 to 4294967295", timeout=20_000)
+    assert p.locator("#run").is_visible(), "and one can go on"
+
+
+def test_stop_acts_at_once_and_shows_no_finished_picture(visit):
+    page = visit()
+    p = page.page
+    page.set("steps", 100)
+    p.locator("#run").click()
+    page.started()
+    p.wait_for_function("/Step [1-9]/.test(document.querySelector('.viewer .said').textContent)", timeout=60_000)
+    began = time.perf_counter()
+    p.locator("#stop").click()
+    page.finished()
+    took = time.perf_counter() - began
+    assert page.said().startswith("Stopped after step")
+    assert took < 5, "one step, and the rendering of what there is"
+    assert p.locator(".save").is_hidden() and p.locator(".cell.last").count() == 0
+    assert 0 < p.locator(".cell").count() < 100
+    p.locator(".scrub input[type=range]").press("Home")
+    assert page.step() == "Step 1 of 100"
+
+
+def test_a_reload_midway_finds_the_run_again(visit):
+    page = visit()
+    p = page.page
+    page.set("steps", 100)
+    page.set("seed", 77)
+    p.locator("#run").click()
+    page.started()
+    p.wait_for_function("/Step [1-9]/.test(document.querySelector('.viewer .said').textContent)", timeout=60_000)
+    page.leaving = True
+    p.reload(wait_until="domcontentloaded")
+    page.started()
+    assert p.locator("#stop").is_visible()
+    page.finished()
+    page.leaving = False
+    assert "100 steps" in page.said() and "Seed 77" in page.said()
+    assert p.locator(".card").count() == 2, "the run and the example"
+    stranger = visit()
+    assert stranger.page.locator(".card").count() == 1, "another visitor sees the example alone"
+
+
+def test_earlier_runs_are_compared_and_restored(visit):
+    page = visit()
+    p = page.page
+    p.locator("#try").click()
+    p.wait_for_selector("#compare .difference", timeout=60_000)
+    assert "Guidance scale" in p.locator(".difference").inner_text() and p.locator("#both img").count() == 2
+    assert p.locator("#guidance input[type=number]").input_value() == "1"
+    p.locator(".card", has_text="Example").locator("[data-act=restore]").click()
+    p.wait_for_function("document.querySelector('#guidance input[type=number]').value === '7.5'", timeout=20_000)
+    p.locator("#close").click()
+    p.wait_for_selector("#compare", state="detached", timeout=20_000)
+
+
+def test_the_language_switch_is_kept(visit):
+    page = visit()
+    p = page.page
+    assert p.locator(".question h2").inner_text() == "How does noise become a picture?"
+    page.leaving = True
+    p.locator("[data-language=ja]").click()
+    p.wait_for_selector("text=ノイズはどうやって絵になるの", timeout=60_000)
+    page.ready()
+    page.leaving = False
+    assert "トークン" in p.locator("#prompt-tokens").inner_text() and "完成済み" in page.said()
+
+
+LOOKS = {
+    "light": dict(),
+    "dark": dict(scheme="dark"),
+    "phone": dict(width=390, height=844),
+    "narrow": dict(width=360, height=740, scheme="dark", locale="ja-JP"),
+    "japanese": dict(locale="ja-JP"),
+    "wall": dict(width=1920, height=1080),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_looks(visit, look, tmp_path_factory):
+    from PIL import Image
+
+    page = visit(**LOOKS[look])
+    p = page.page
+    if look == "wall":
+        p.locator("[data-projector]").click()
+    p.wait_for_timeout(500)
+    assert p.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+    small = p.evaluate(
+        """() => [...document.querySelectorAll('.gradio-container *')].filter(e => e.checkVisibility() &&
+        [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && !e.closest('sub, sup') &&
+        parseFloat(getComputedStyle(e).fontSize) < 16).map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert not small, "text of less than 16 px"
+    picture = p.screenshot(full_page=True)
+    path = tmp_path_factory.mktemp("looks") / f"{look}.png"
+    path.write_bytes(picture)
+    print(f"screenshot: {path}")
+    assert len(Image.open(io.BytesIO(picture)).convert("RGB").getcolors(10_000_000) or []) > 50
