@@ -7,6 +7,7 @@ import torch
 from conftest import pipeline_of
 
 from core import text
+from core.text import Edit
 
 
 def test_the_courses_ids(emoji):
@@ -55,3 +56,78 @@ def test_eight_threads_get_their_own_ids(emoji):
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(work, range(8))) == 0
+
+
+# --- between the words and the UNet ---------------------------------------------------------------------------------------------
+
+PROMPT = "A picture of a puppy on the beach"
+PUPPY, CAT, SKUNK = 5, 2368, 42194
+
+
+def test_an_edit_that_changes_nothing_changes_no_bit(toy):
+    assert torch.equal(text.layers(toy, PROMPT)[-1], text.encode(toy, PROMPT))
+    assert torch.equal(text.encode(toy, PROMPT, (Edit("mix", PUPPY, token=CAT, share=0),)), text.encode(toy, PROMPT))
+
+
+def test_a_swapped_token_is_the_other_prompt(toy):
+    swapped = text.encode(toy, PROMPT, (Edit("mix", PUPPY, token=CAT),))
+    assert torch.allclose(swapped, text.encode(toy, PROMPT.replace("puppy", "cat")), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "edit", [Edit("mix", PUPPY, token=SKUNK, share=0.5), Edit("blank", PUPPY), Edit("vector", PUPPY, vector=(1.0,) * 16)]
+)
+def test_nothing_before_an_edit_moves_and_everything_from_it_on_does(toy, edit):
+    moved = text.moved(text.encode(toy, PROMPT), text.encode(toy, PROMPT, (edit,)))
+    assert moved[:PUPPY].max() == 0
+    assert moved[PUPPY:].min() > 0
+
+
+def test_edits_at_the_output(toy):
+    own, other = text.encode(toy, "A mouse"), text.encode(toy, "A leopard")
+    mixed = text.encode(toy, "A mouse", (Edit("blend", words="A leopard", share=0.65),))
+    assert torch.allclose(mixed, 0.35 * own + 0.65 * other, atol=1e-6)
+    heavier = text.encode(toy, "A mouse", (Edit("weight", 2, share=1.5),))
+    assert torch.allclose(heavier[:, 2], 1.5 * own[:, 2]) and text.moved(heavier, own)[[0, 1, 3]].max() == 0
+
+
+def test_stages_lead_from_the_table_to_the_unet(toy):
+    stages = text.layers(toy, PROMPT)
+    ids = torch.tensor(text.tokenize(toy, PROMPT).ids)
+    assert torch.equal(stages[0][0], toy.text_encoder.get_input_embeddings().weight[ids])
+    assert torch.allclose(stages[1] - stages[0], toy.text_encoder.embeddings.position_embedding.weight[None], atol=1e-6)
+    assert len(stages) == 2 + toy.text_encoder.config.num_hidden_layers + 1
+    theirs = toy.text_encoder(ids[None], output_hidden_states=True).hidden_states
+    assert all(torch.equal(a, b) for a, b in zip(stages[1:], theirs, strict=False))
+
+
+def test_self_attention_is_a_triangle_and_equals_transformers(toy):
+    from conftest import toy_model
+
+    maps = text.self_attention(toy, PROMPT)
+    assert maps.shape == (2, 2, 77, 77) and maps.triu(1).max() == 0
+    assert (maps.sum(-1) - 1).abs().max() < 1e-5
+    eager = toy_model().text_encoder  # one of our own: the setting below is the model's
+    eager.set_attn_implementation("eager")
+    theirs = eager(torch.tensor([text.tokenize(toy, PROMPT).ids]), output_attentions=True).attentions
+    assert (maps - torch.cat(theirs)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"kind": "magic"}, "no edit 'magic'"),
+        ({"kind": "mix", "position": 77}, "0 to 76"),
+        ({"kind": "mix", "share": 2.0}, "from 0 to 1"),
+    ],
+)
+def test_wrong_edits_are_refused(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Edit(**wrong)
+
+
+def test_edits_that_do_not_fit_the_model_are_refused(toy):
+    with pytest.raises(ValueError, match="3 numbers, this text encoder 16"):
+        text.encode(toy, PROMPT, (Edit("vector", 1, vector=(1.0, 2.0, 3.0)),))
+    with pytest.raises(ValueError, match="no token 99999"):
+        text.encode(toy, PROMPT, (Edit("mix", 1, token=99999),))
