@@ -11,6 +11,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 import ui
 from core import models
@@ -61,7 +62,13 @@ LAUNCH = {
         radius_size="md",
         font=FONT,
         font_mono=MONO,
+    ).set(  # what shows before the style sheet has come
+        body_background_fill="#fafaf8",
+        body_background_fill_dark="#12151a",
+        body_text_color="#1a1e26",
+        body_text_color_dark="#e9ecf1",
     ),
+    "app_kwargs": {"middleware": [Middleware(common.SwitchedLanguage)]},
     "css_paths": STYLE,
     "head_paths": Path(ui.__file__).parent / "head.html",
     "i18n": common.i18n,

@@ -23,7 +23,9 @@ SAVED = ("x", "eps_uncond", "eps_cond", "x0")  # the others follow from these
 
 @dataclass
 class Trace:
-    """A run's steps in float16 on the CPU. Fills itself while a run passes through `follow`, replays it afterwards.
+    """A run's steps on the CPU: latents to the bit, so that a run can be taken up again at any of them, attention in float16.
+
+    Fills itself while a run passes through `follow`, replays it afterwards.
 
     trace = Trace.start(sd, request)
     for step in trace.follow(denoise(sd, request, Record())): ...
@@ -36,7 +38,7 @@ class Trace:
     negative_tokens: Tokens
     preview: Tensor  # (5, 3): latents to RGB
     layers: tuple[str, ...]  # cross-attention layers of the UNet, input to output
-    steps: list[Step] = field(default_factory=list)  # as they were, but float16, on the CPU
+    steps: list[Step] = field(default_factory=list)  # as they were, on the CPU; attention in float16
     picture: Tensor | None = None  # (3, H, W) uint8, the finished run decoded; None until then
     stopped: bool = False  # ended before its last step
     notes: list[str] = field(default_factory=list)  # what was left out, and why
@@ -66,7 +68,7 @@ class Trace:
         budget = MEGABYTES * 2**20
         for step in steps:
             small = {n: None if (v := getattr(step, n)) is None else pack(v) for n in TENSORS}
-            maps = {layer: pack(p) for layer, p in step.attention.items()}
+            maps = {layer: pack(p, torch.float16) for layer, p in step.attention.items()}
             if self.attention_bytes + sum(p.nbytes for p in maps.values()) > budget:
                 note = f"Attention was kept up to the budget of {MEGABYTES} MB; later steps have none."
                 if note not in self.notes:
@@ -174,7 +176,7 @@ class Trace:
                 else eps_uncond + f["w"] * (eps_cond - eps_uncond)
             )
             assert eps is not None
-            x_in = (f["alpha_bar"] ** 0.5 * x0.float() + (1 - f["alpha_bar"]) ** 0.5 * eps.float()).half()
+            x_in = (f["alpha_bar"] ** 0.5 * x0.float() + (1 - f["alpha_bar"]) ** 0.5 * eps.float()).to(x0.dtype)
             x_next = tensors.get(f"{i + 1}.x", tensors["end"])
             maps = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             steps.append(
@@ -202,8 +204,9 @@ class Trace:
         )
 
 
-def pack(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float16, copy=True)
+def pack(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy on the CPU, which the loop cannot change any more."""
+    return tensor.detach().to("cpu", dtype or tensor.dtype, copy=True)
 
 
 def to_uint8(pictures: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.catalog import CATALOG
 from core.engine import LocalEngine
@@ -42,6 +44,43 @@ class Shared:
 def language(request: gr.Request) -> str:
     headers = request.headers
     return texts.language_of(headers.get("cookie"), headers.get("accept-language"))
+
+
+class SwitchedLanguage:
+    """Lets the header's language switch decide before Gradio's own script asks which language the browser speaks.
+
+    What launch(head=) adds comes after that, so the page itself is given one line more, first thing in its head.
+    """
+
+    SCRIPT = b"""<script>{
+      const chosen = /(?:^|;\\s*)language=(en|ja)/.exec(document.cookie)?.[1];
+      if (chosen) for (const [name, value] of [["language", chosen], ["languages", [chosen]]])
+        Object.defineProperty(navigator, name, { get: () => value });
+    }</script>"""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message | None = None  # held back until the body tells how long it is
+
+        async def pass_on(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            if start is not None:
+                body = message.get("body", b"")
+                longer = body.replace(b"<head>", b"<head>" + self.SCRIPT, 1)
+                headers = MutableHeaders(scope=start)
+                if "content-length" in headers:
+                    headers["content-length"] = str(int(headers["content-length"]) + len(longer) - len(body))
+                message = {**message, "body": longer}
+                await send(start)
+                start = None
+            await send(message)
+
+        await self.app(scope, receive, pass_on if scope["type"] == "http" and scope["path"] in ("", "/") else send)
 
 
 def owner_of(stored: object) -> str:
