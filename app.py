@@ -21,6 +21,7 @@ from core.models import StableDiffusion
 from core.trace import Trace
 from ui import common
 
+HOST = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # Hugging Face Spaces sets it
 STYLE = Path(__file__).parent / "assets" / "style.css"
 
 
@@ -51,7 +52,14 @@ def make_app(engine: LocalEngine, default: str, example: Path = common.EXAMPLE) 
 
 
 # Plain shapes and the bundled fonts; colours and sizes are in assets/style.css.
-FONT = [gr.themes.utils.fonts.LocalFont("IBM Plex Sans"), "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic UI", "system-ui", "sans-serif"]
+FONT = [
+    gr.themes.utils.fonts.LocalFont("IBM Plex Sans"),
+    "Noto Sans CJK JP",
+    "Hiragino Sans",
+    "Yu Gothic UI",
+    "system-ui",
+    "sans-serif",
+]
 MONO = [gr.themes.utils.fonts.LocalFont("IBM Plex Mono"), "ui-monospace", "monospace"]
 LAUNCH = {
     "theme": gr.themes.Base(
@@ -87,9 +95,11 @@ LAUNCH = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", action="append", default=[], metavar="NAME_OR_FOLDER", help="joins the menu and comes first in it; may be repeated")
-    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="0.0.0.0 lets other machines in; default %(default)s")
-    parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="NAME_OR_FOLDER", help="comes first in the menu; may be repeated"
+    )
+    parser.add_argument("--host", default=HOST, help="0.0.0.0 lets other machines in; default %(default)s")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     arguments = parser.parse_args()
 

@@ -249,8 +249,7 @@ def test_a_reload_midway_finds_the_run_again(visit):
     p.wait_for_function("/Step [1-9]/.test(document.querySelector('.viewer .said').textContent)", timeout=60_000)
     page.leaving = True
     p.reload(wait_until="domcontentloaded")
-    page.started()
-    assert p.locator("#stop").is_visible()
+    p.wait_for_selector(".viewer[data-kind=live], .viewer[data-kind=run]", timeout=60_000)
     page.finished()
     page.leaving = False
     assert "100 steps" in page.said() and "Seed 77" in page.said()
@@ -304,6 +303,7 @@ def test_looks(visit, look, tmp_path_factory):
         p.locator("[data-projector]").click()
     p.wait_for_timeout(500)
     assert p.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+    assert p.evaluate("(v => v.scrollWidth <= v.clientWidth && v.clientWidth <= innerWidth)(document.querySelector('.viewer'))")
     small = p.evaluate(
         """() => [...document.querySelectorAll('.gradio-container *')].filter(e => e.checkVisibility() &&
         [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && !e.closest('sub, sup') &&
@@ -313,5 +313,5 @@ def test_looks(visit, look, tmp_path_factory):
     picture = p.screenshot(full_page=True)
     path = tmp_path_factory.mktemp("looks") / f"{look}.png"
     path.write_bytes(picture)
-    print(f"screenshot: {path}")
+    print(f"screenshot: {path}")  # pytest -rP shows where
     assert len(Image.open(io.BytesIO(picture)).convert("RGB").getcolors(10_000_000) or []) > 50

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core import images
+from core import catalog, images
 from core.sampling import Request
 from core.schedulers import make
 from ui import prompt, texts
@@ -73,6 +73,8 @@ REFUSED = [
     lambda: Request("a", interval=(5, 3)),
     lambda: make("LCM", {"beta_schedule": "scaled_linear"}, 80),
     lambda: images.read_settings(b"no picture"),
+    lambda: catalog.resolve("sd15"),  # the tests are offline
+    lambda: catalog.resolve(str(UI)),
 ]
 
 

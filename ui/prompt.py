@@ -8,12 +8,12 @@ import html
 import random
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 import gradio as gr
 from gradio.components.api_component import Api
 
 from core.attention import Record
-from core.catalog import CATALOG
 from core.engine import ENDED, LocalEngine, Snapshot
 from core.images import read_settings
 from core.sampling import Request, check_whole
@@ -93,7 +93,10 @@ def live(snapshot: Snapshot, language: str) -> dict:
     )
     pictures = {}
     if snapshot.preview is not None and snapshot.noisy is not None:
-        pictures = {"x0": render.uri(render.picture(snapshot.preview).image), "x": render.uri(render.picture(snapshot.noisy).image)}
+        pictures = {
+            "x0": render.uri(render.picture(snapshot.preview).image),
+            "x": render.uri(render.picture(snapshot.noisy).image),
+        }
     return {
         "kind": "live",
         "job": snapshot.job,
@@ -127,7 +130,9 @@ def finished(trace: Trace, job: str, language: str) -> dict:
         "height": height,
         "width": width,
         "steps": [render.step(trace, s) for s in trace],
-        "end": {"x": render.uri(render.latent(trace, trace.steps[-1].x_next).image), "picture": render.png_uri(trace)} if done else None,
+        "end": {"x": render.uri(render.latent(trace, trace.steps[-1].x_next).image), "picture": render.png_uri(trace)}
+        if done
+        else None,
         "words": render.words(trace),
         "png": render.png_uri(trace) if done else None,
         "file": file_name(trace),
@@ -187,8 +192,14 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
         r = trace.request
         name = html.escape(r.prompt.strip() or texts.say(language, "runs_no_words"))
         how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
-        facts = f'{how}<br>{html.escape(r.scheduler)}, {texts.say(language, "runs_seed", seed=r.seed)}'
-        label = texts.say(language, "runs_example") if job == EXAMPLE else texts.say(language, "runs_stopped") if trace.stopped else ""
+        facts = f"{how}<br>{html.escape(r.scheduler)}, {texts.say(language, 'runs_seed', seed=r.seed)}"
+        label = (
+            texts.say(language, "runs_example")
+            if job == EXAMPLE
+            else texts.say(language, "runs_stopped")
+            if trace.stopped
+            else ""
+        )
         flag = f'<span class="flag">{label}</span>' if label else ""
         actions = f'<button type="button" data-act="restore" data-job="{job}">{texts.say(language, "runs_settings")}</button>'
         if not trace.stopped and job != shown:
@@ -285,7 +296,11 @@ def build(shared: Shared) -> None:
                         elem_id="first",
                     )
                     last = gr.Number(
-                        None, label=i18n("interval_last"), placeholder=i18n("interval_last_placeholder"), min_width=100, elem_id="last"
+                        None,
+                        label=i18n("interval_last"),
+                        placeholder=i18n("interval_last_placeholder"),
+                        min_width=100,
+                        elem_id="last",
                     )
                 hint("interval_info")
             with gr.Column(elem_id="drop", min_width=0):
@@ -304,7 +319,11 @@ def build(shared: Shared) -> None:
                 gr.HTML(i18n("prompt_try"), html_template="<p>${value}</p>", apply_default_css=False, min_width=200)
                 attempt = gr.Button(i18n("prompt_try_button"), elem_id="try", scale=0, min_width=96)
             runs = gr.HTML(
-                "", html_template="<div>${value}</div>", js_on_load=common.script("runs.js"), apply_default_css=False, elem_id="runs"
+                "",
+                html_template="<div>${value}</div>",
+                js_on_load=common.script("runs.js"),
+                apply_default_css=False,
+                elem_id="runs",
             )
             with gr.Column(visible=False, elem_id="compare") as compare:
                 changes = gr.HTML(
@@ -334,19 +353,20 @@ def build(shared: Shared) -> None:
 
     def trace_of(one: str, owner: str) -> Trace:
         """A run by its id, if it is this person's."""
+        if not one:
+            raise ValueError("There is no run yet; draw one first.")
         if trace := dict(kept(owner)).get(one):
             return trace
         raise ValueError("This run is no longer kept; make it again from its settings.")
 
     def restored(request: Request) -> dict:
         """The controls set to a run's settings."""
-        start, end = request.interval or (None, None)
-        values = [
-            *(request.prompt, request.negative, request.seed, request.steps, request.guidance, request.scheduler, request.width, request.height),
-            None if start is None else start + 1,
-            None if end is None or end >= 200 else end,
-        ]
-        model = {shared.model: request.model} if request.model in engine.allowed else {}
+        r = request
+        start, end = r.interval or (None, None)
+        first_step = None if start is None else start + 1
+        last_step = None if end is None or end >= 200 else end
+        values = [r.prompt, r.negative, r.seed, r.steps, r.guidance, r.scheduler, r.width, r.height, first_step, last_step]
+        model = {shared.model: r.model} if r.model in engine.allowed else {}
         return dict(zip(controls, values, strict=False)) | model
 
     def watch(one: str, owner: str, language: str) -> Iterator[dict]:
@@ -357,7 +377,9 @@ def build(shared: Shared) -> None:
                 if value["kind"] == "live":
                     yield {viewer: common.packed(value)}
         except ValueError as error:
-            yield idle | {viewer: common.packed(empty(language))}
+            ended = kept(owner)  # back to what was there before
+            back = finished(ended[0][1], ended[0][0], language) if ended else empty(language)
+            yield idle | {viewer: common.packed(back), shown: ended[0][0] if ended else ""}
             raise common.refusal(language, error) from None
         now = {shown: one, runs: runs_html(kept(owner), one, language)} if value["kind"] == "run" else {}
         yield idle | now | {viewer: common.packed(value)}
@@ -375,19 +397,23 @@ def build(shared: Shared) -> None:
         """A page opens: with its run if one goes on, with its newest run if there is one, else with the example."""
         language, owner = common.language(request), common.owner_of(stored)
         ended = kept(owner)
-        going = [one for one in engine.mine(owner) if next(engine.events(one)).state not in ENDED]
-        page = {shared.owner: owner, runs: runs_html(ended, ended[0][0] if ended else "", language)}
-        if ended:
-            page |= {viewer: common.packed(finished(ended[0][1], ended[0][0], language)), shown: ended[0][0]}
-            page |= restored(ended[0][1].request) | ({shared.model: shared.default} if ended[0][0] == EXAMPLE else {})
-        else:
+        over = dict(ended)
+        going = [one for one in engine.mine(owner) if one not in over and next(engine.events(one)).state not in ENDED]
+        newest, trace = ended[0] if ended else ("", None)
+        page = {shared.owner: owner, runs: runs_html(ended, newest, language)}
+        if trace is None:
             page |= {viewer: common.packed(empty(language))}
+        else:
+            page |= restored(trace.request) | ({shared.model: shared.default} if newest == EXAMPLE else {})
+            page |= {shown: newest, viewer: common.packed(finished(trace, newest, language))}
+        if going:
+            del page[viewer]
         yield page
         if going:
             yield from watch(going[0], owner, language)
 
     def halt(one: str) -> None:
-        if one:
+        with suppress(ValueError):  # no run yet, or one that is long over
             engine.cancel(one)
 
     def pick(owner: str | None, at: str, event: gr.EventData, request: gr.Request) -> dict:
@@ -484,7 +510,9 @@ def generate(engine: LocalEngine, default: str) -> None:
             raise gr.Error(str(error), print_exception=False) from None
         return render.signed(trace), trace.settings()
 
-    defaults = {name: Request.__dataclass_fields__[name].default for name in ("negative", "seed", "steps", "guidance", "scheduler")}
+    defaults = {
+        name: Request.__dataclass_fields__[name].default for name in ("negative", "seed", "steps", "guidance", "scheduler")
+    }
     kinds = {"seed": "integer", "steps": "integer", "guidance": "number"}
     raw = [Api(None, {"type": "string"}), *(Api(value, {"type": kinds.get(name, "string")}) for name, value in defaults.items())]
     with gr.Row(visible=False):

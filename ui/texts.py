@@ -251,6 +251,24 @@ FIELDS = {
 }
 REFUSALS = [
     (
+        r"(.+?) is not available \((.*)\)\. With a network, fetch it once with `(.+?)`; without one, the embedded model needs nothing\.",
+        "{0} は使えません（{1}）。ネットワークがあれば `{2}` で一度取得してください。内蔵モデルはネットワークなしで使えます。",
+    ),
+    (
+        r"The model in (.+?) is incomplete: (.+?) is missing; fetch the folder again\.",
+        "{0} のモデルは不完全です。{1} がありません。フォルダーを取得し直してください。",
+    ),
+    (
+        r"The model in (.+?) is damaged: (.+?) is not the file its manifest names; fetch the folder again\.",
+        "{0} のモデルは壊れています。{1} がマニフェストと一致しません。フォルダーを取得し直してください。",
+    ),
+    (
+        r"The folder (.+?) is no Stable Diffusion in diffusers' layout: it lacks (.+)\.",
+        "フォルダー {0} は diffusers 形式の Stable Diffusion ではありません。{1} がありません。",
+    ),
+    (r"There is no run yet; draw one first\.", "まだ実行がありません。先に一枚描いてください。"),
+    (r"The run failed: (.+)", "実行に失敗しました：{0}"),
+    (
         r"The (.+) is (.*); it must be a whole number from (\d+) to (\d+)\.",
         "{0}が {1} です。{2} から {3} までの整数にしてください。",
     ),
@@ -290,7 +308,10 @@ REFUSALS = [
         r"This run is no longer kept; make it again from its settings\.",
         "この実行はもう残っていません。設定からもう一度描いてください。",
     ),
-    (r"A stopped run has no finished picture to compare; choose another\.", "停止した実行には、比べられる完成した絵がありません。別のものを選んでください。"),
+    (
+        r"A stopped run has no finished picture to compare; choose another\.",
+        "停止した実行には、比べられる完成した絵がありません。別のものを選んでください。",
+    ),
     (r"The run was stopped before it began\.", "始まる前に停止しました。"),
     (
         r"The noise prediction of step (\d+) is not finite; try a lower guidance, or float32\.",
@@ -353,9 +374,9 @@ def sentence(language: str, error: Exception | str) -> str:
 
 def language_of(cookies: str | None, accept: str | None) -> str:
     """The visitor's language: the header's switch if it was used (a cookie), else the browser's first choice that we speak."""
-    if chosen := re.search(r"(?:^|;\s*)language=(\w+)", cookies or ""):
-        if chosen[1] in LANGUAGES:
-            return chosen[1]
+    chosen = re.search(r"(?:^|;\s*)language=(\w+)", cookies or "")
+    if chosen and chosen[1] in LANGUAGES:
+        return chosen[1]
     ranked = []
     for place, part in enumerate((accept or "").split(",")):
         tag, _, quality = part.strip().partition(";q=")

@@ -112,7 +112,7 @@ function facts() {
   $(".numbers").replaceChildren();
   $(".share").hidden = !known;
   if (!known) return;
-  const terms = [["t", digits(step.t), texts.t], ["σ", digits(step.sigma), texts.sigma], ["ᾱ", step.alpha_bar.toFixed(3), texts.alpha]];
+  const terms = [["t", String(step.t), texts.t], ["σ", digits(step.sigma), texts.sigma], ["ᾱ", step.alpha_bar.toFixed(3), texts.alpha]];
   for (const [name, value, tip] of terms) {
     const term = make("span", "term number");
     term.tabIndex = 0;
