@@ -133,7 +133,8 @@ def resolve(name: str) -> Found:
                 reasons.append(f"{repository} is not on this machine and the Hub cannot be reached")
             except (OSError, ValueError, json.JSONDecodeError) as error:  # no route, disk full, cut off
                 reasons.append(f"{repository}: {str(error).splitlines()[0]}")
+    how = " --revision ".join(candidates[0])
     raise ValueError(
-        f"{title} is not available ({'; '.join(reasons)}). With a network, fetch it once with `hf download {' --revision '.join(candidates[0])}`; "
+        f"{title} is not available ({'; '.join(reasons)}). With a network, fetch it once with `hf download {how}`; "
         "without one, the embedded model needs nothing."
     )

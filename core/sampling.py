@@ -10,7 +10,7 @@ w     guidance scale: eps = eps_uncond + w (eps_cond - eps_uncond)
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 
 import torch
@@ -104,14 +104,25 @@ class Step:
     attention: Mapping[str, Tensor] = field(default_factory=dict)  # layer -> (branches, h w, 77); empty without a record
 
 
-def denoise(sd: StableDiffusion, request: Request, record: Record | None = None) -> Iterator[Step]:
+@dataclass(frozen=True)
+class Fork:
+    """Where another run is taken up again: its first steps are not predicted anew."""
+
+    request: Request  # that run's
+    steps: tuple[Step, ...]  # its first steps, as many as are kept
+
+
+def denoise(sd: StableDiffusion, request: Request, record: Record | None = None, fork: Fork | None = None) -> Iterator[Step]:
     """Runs Stable Diffusion one step at a time, yielding each step as it is made.
 
         *_, last = denoise(sd, Request("a fox"));  picture = latents.decode(sd, last.x_next)
 
-    Raises ValueError as soon as a prediction is not finite.
+    With a fork, the run begins with another run's first steps and goes on with its own words and guidance. The scheduler takes those
+    steps in again, so even one that remembers goes on as if they were its own; the UNet rests. Another seed gives the picture, as it
+    was guessed at the fork, new noise of the next step's level.
+    Raises ValueError as soon as a prediction is not finite, or if the fork's run had another size, scheduler or step count.
     """
-    for (step,) in denoise_many(sd, [request], record):
+    for (step,) in denoise_many(sd, [request], record, fork=fork):
         yield step
 
 
@@ -121,26 +132,26 @@ def denoise_many(
     requests: Sequence[Request],
     record: Record | None = None,
     known: dict[tuple[int, str], Tensor] | None = None,
+    fork: Fork | None = None,
 ) -> Iterator[list[Step]]:
     """The loop (Ho et al. 2020, algorithm 2; guidance: Ho & Salimans 2022, eq. 6), for N pictures of one size, scheduler and step count.
 
-    Yields a list with one Step a request. What requests have in common is computed once: a prompt's embedding, and the first prediction
-    of those that start from the same noise; `known` carries these, (seed, words) -> output, from one call to the next. Each picture is
-    that of its own single run, to 1e-4: a larger batch rounds otherwise.
+    Yields a list with one Step a request. What requests have in common is computed once: a prompt's embedding, and the first
+    prediction of those that start from the same noise; `known` carries these, (seed, words) -> output, from one call to the next.
+    Each picture is that of its own single run, to 1e-4: a larger batch rounds otherwise.
     Raises ValueError if the requests differ in what they must share, or as soon as a prediction is not finite.
     """
     first, known = requests[0], {} if known is None else known
+    alike = [*requests, fork.request] if fork else requests
     if known and record:
         raise ValueError("Predictions that are already known leave no attention to record; record one run by itself.")
-    if any(
-        (r.scheduler, r.steps, r.width, r.height) != (first.scheduler, first.steps, first.width, first.height) for r in requests
-    ):
+    if len({(r.scheduler, r.steps, r.width, r.height) for r in alike}) > 1:
         raise ValueError(
-            "These pictures differ in size, scheduler or steps, which one batch must share; run them one after the other."
+            "These pictures differ in size, scheduler or steps, which one run must share; make them one after the other."
         )
     scheduler = schedulers.make(first.scheduler, sd.scheduler_config, first.steps, sd.device)
     alpha_bars = schedulers.alpha_bars(scheduler).tolist()
-    sources = [latents.generator(r.seed) for r in requests]
+    sources = [latents.generator(fork.request.seed if fork else r.seed) for r in requests]
     extra = {"generator": sources} if "generator" in signature(scheduler.step).parameters else {}
     embeddings = {words: text.encode(sd, words) for r in requests for words in (r.prompt, r.negative)}  # (1, 77, D) each
 
@@ -149,7 +160,17 @@ def denoise_many(
     x = torch.cat([latents.noise(sd, height, width, source) for source in sources]) * scheduler.init_noise_sigma  # (N, 4, h, w)
 
     for i, t in enumerate(scheduler.timesteps):
+        if fork and i == len(fork.steps) > 0 and first.seed != fork.request.seed:
+            sources[:] = [latents.generator(first.seed)]  # in place: `extra` holds the list too
+            x = scheduler.add_noise(fork.steps[-1].x0.to(x), latents.noise(sd, height, width, sources[0]), t[None])
         x_in = scheduler.scale_model_input(x, t)  # (N, 4, h, w)
+        if fork and i < len(fork.steps):
+            old = fork.steps[i]
+            output = schedulers.output_of(old.eps.to(x), x_in, old.alpha_bar, sd.prediction_type)
+            x_next = scheduler.step(output, t, x, **extra, return_dict=False)[0]
+            yield [replace(old, x=x, x_in=x_in, x_next=x_next)]
+            x = x_next
+            continue
         ws = [r.guidance if r.interval is None or r.interval[0] <= i < r.interval[1] else 1.0 for r in requests]
 
         # The UNet's rows, (name, words): only the branches that a w needs; pictures of one seed share the first step.

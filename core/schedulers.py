@@ -79,6 +79,13 @@ def eps_of(output: Tensor, x_in: Tensor, alpha_bar: float, prediction_type: str)
     raise ValueError(f"The checkpoint predicts {prediction_type!r}; only epsilon and v_prediction are known.")
 
 
+def output_of(eps: Tensor, x_in: Tensor, alpha_bar: float, prediction_type: str) -> Tensor:
+    """eps_of backwards: what the UNet said, from the noise prediction that was kept."""
+    if prediction_type == "epsilon":
+        return eps
+    return (eps - (1 - alpha_bar) ** 0.5 * x_in) / alpha_bar**0.5
+
+
 def x0_of(x_in: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     """The clean latents that the prediction points to: x0 = (x_in - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)."""
     return (x_in - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
