@@ -25,15 +25,16 @@ HOST = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # Hugging Face Spaces 
 STYLE = Path(__file__).parent / "assets" / "style.css"
 
 
-def make_engine(extra: list[str]) -> tuple[LocalEngine, str]:
+def make_engine(extra: list[str], download: bool = False) -> tuple[LocalEngine, str]:
     """An engine for the catalogue's base models and those named on the command line, and the model to begin with.
 
-    A local folder goes by its last name, so that no picture's settings tell where it lies on this machine.
+    A local folder goes by its last name, so that no picture's settings tell where it lies on this machine. Without `download` the menu
+    opens what is on disk only: a visitor's click must not make a server fetch gigabytes.
     """
     places = {(Path(m).resolve().name if Path(m).is_dir() else m): m for m in extra}
 
     def load(name: str) -> StableDiffusion:
-        return replace(models.load(places.get(name, name)), name=name)
+        return replace(models.load(places.get(name, name), fetch=download), name=name)
 
     names = dict.fromkeys([*places, *(name for name, c in CATALOG.items() if c.role == "base")])
     return LocalEngine(load, allowed=tuple(names)), next(iter(names))
@@ -100,10 +101,11 @@ def main() -> None:
     )
     parser.add_argument("--host", default=HOST, help="0.0.0.0 lets other machines in; default %(default)s")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--download", action="store_true", help="let the menu fetch models from the Hugging Face Hub")
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     arguments = parser.parse_args()
 
-    engine, default = make_engine(arguments.model)
+    engine, default = make_engine(arguments.model, arguments.download)
     threading.Thread(target=warm, args=(engine, default), daemon=True).start()
     demo = make_app(engine, default)
     demo.launch(server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open, **LAUNCH)

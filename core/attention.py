@@ -11,6 +11,7 @@ The picture still comes from the fused kernel; P is computed beside it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -63,7 +64,8 @@ def probabilities(attn: Attention, hidden_states: Tensor, text: Tensor, heads: b
     assert attn.to_k is not None
     q = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, h w, d)
     k = attn.to_k(text).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, 77, d)
-    p = (q @ k.transpose(-1, -2) * attn.scale).float().softmax(-1)  # (B, heads, h w, 77)
+    # In float32, as half precision overflows here in SD 2.1, which says so itself by `upcast_attention`.
+    p = (q.float() @ k.float().transpose(-1, -2) * attn.scale).softmax(-1)  # (B, heads, h w, 77)
     return p if heads else p.mean(1)
 
 
@@ -90,34 +92,44 @@ def grid_of(positions: int, height: int, width: int) -> tuple[int, int]:
     return h, w
 
 
-def heat_map(
+def heat_maps(
     steps: Iterable[Mapping[str, Tensor]],
-    positions: tuple[int, ...],
     *,
     size: tuple[int, int],
     layers: Iterable[str] | None = None,
     branch: int = -1,
     head: int | None = None,
 ) -> Tensor:
-    """Where a word was looked for: its tokens' columns of P, averaged over steps and layers, (h, w) float32 in [0, 1].
+    """Where each of the 77 tokens was looked for: the columns of P, averaged over steps and layers, (77, h, w) float32 in [0, 1].
 
-    steps: the recorded maps of one or more steps. positions: the word's places among the 77 (a word of several pieces: their mean).
-    size: the latents' (h, w). layers: None = all recorded. branch: 0 = uncond, -1 = cond. head: None = mean over heads.
-    Raises ValueError if nothing was recorded, or a position is not one of the 77.
+    steps: the recorded maps of one or more steps. size: the latents' (h, w). layers: None = all recorded.
+    branch: 0 = the first row recorded, -1 = the last; where guidance was on these are uncond and cond. head: None = mean over heads.
+    Raises ValueError if nothing was recorded.
     """
-    total, count = torch.zeros(size), 0
+    sums: dict[str, Tensor] = {}
+    count = 0
     for maps in steps:
         for layer, p in maps.items():
-            if layers is not None and layer not in layers:
-                continue
-            if not all(0 <= k < p.shape[-1] for k in positions):
-                raise ValueError(f"Tokens stand at 0 to {p.shape[-1] - 1}, not at {positions}; pick one of this run's tokens.")
-            p = p[branch].float()  # (h w, 77) or (heads, h w, 77)
-            if p.ndim == 3:
-                p = p.mean(0) if head is None else p[head]
-            spot = p[:, list(positions)].mean(-1).reshape(1, 1, *grid_of(p.shape[0], *size))
-            total += torch.nn.functional.interpolate(spot.cpu(), size=size, mode="bilinear", align_corners=False)[0, 0]
-            count += 1
+            if layers is None or layer in layers:
+                p = p[branch].float()  # (h w, 77) or (heads, h w, 77)
+                p = p if p.ndim == 2 else p.mean(0) if head is None else p[head]
+                sums[layer] = sums[layer] + p if layer in sums else p
+                count += 1
     if not count:
         raise ValueError("This run recorded no attention in these layers; run again with recording on.")
+    total = torch.zeros(1)
+    for p in sums.values():  # one enlargement a layer, of all tokens together
+        grid = p.T.unflatten(1, grid_of(p.shape[0], *size))[None]  # (1, 77, h', w')
+        total = total + torch.nn.functional.interpolate(grid.cpu(), size=size, mode="bilinear", align_corners=False)[0]
     return total / count
+
+
+def heat_map(steps: Iterable[Mapping[str, Tensor]], positions: tuple[int, ...], **options: Any) -> Tensor:
+    """Where a word was looked for: the mean of its tokens' maps, (h, w). positions: its places among the 77; options as in heat_maps.
+
+    Raises ValueError if nothing was recorded, or a position is not one of the 77.
+    """
+    maps = heat_maps(steps, **options)
+    if not all(0 <= k < len(maps) for k in positions):
+        raise ValueError(f"Tokens stand at 0 to {len(maps) - 1}, not at {positions}; pick one of this run's tokens.")
+    return maps[list(positions)].mean(0)

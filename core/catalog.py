@@ -79,19 +79,20 @@ CATALOG = {
 }
 
 
-def _complete(folder: Path) -> list[str]:
+def _missing(folder: Path) -> list[str]:
     """The parts that a folder in diffusers' layout lacks."""
     return [part for part in PARTS if not (folder / part).is_dir()]
 
 
 def _local(folder: Path, licence: str) -> Found:
-    if missing := _complete(folder):
+    if missing := _missing(folder):
         raise ValueError(f"The folder {folder.name} is no Stable Diffusion in diffusers' layout: it lacks {', '.join(missing)}.")
     return Found(folder, folder.name, "", licence)
 
 
-def resolve(name: str) -> Found:
-    """Finds a checkpoint: a catalogue name, a local folder, or a Hub id "owner/name". What is on disk is used without asking the Hub.
+def resolve(name: str, fetch: bool = True) -> Found:
+    """Finds a checkpoint: a catalogue name, a local folder, or a Hub id "owner/name". What is on disk is used without asking the Hub;
+    without `fetch` the Hub is not asked at all.
 
     Raises ValueError that names the model, what is missing and how to work offline.
     """
@@ -109,7 +110,8 @@ def resolve(name: str) -> Found:
             f"There is no model {name!r}; choose one of {', '.join(CATALOG)}, a local folder, or a Hub id like owner/name."
         )
 
-    for offline in (True, False):
+    reasons: list[str] = []
+    for offline in (True, False) if fetch else (True,):
         reasons = []
         for repository, revision in candidates:
             try:
@@ -118,7 +120,7 @@ def resolve(name: str) -> Found:
                         repository, revision=revision, allow_patterns=FILES, ignore_patterns=LEFT, local_files_only=offline
                     )
                 )
-                if missing := _complete(folder):
+                if missing := _missing(folder):
                     reasons.append(f"{repository} lacks {', '.join(missing)}")
                     continue
                 if not any((folder / "unet").glob("*.safetensors")):
@@ -132,9 +134,8 @@ def resolve(name: str) -> Found:
             except LocalEntryNotFoundError:
                 reasons.append(f"{repository} is not on this machine and the Hub cannot be reached")
             except (OSError, ValueError, json.JSONDecodeError) as error:  # no route, disk full, cut off
-                reasons.append(f"{repository}: {str(error).splitlines()[0]}")
-    how = " --revision ".join(candidates[0])
+                reasons.append(f"{repository}: {type(error).__name__}")
     raise ValueError(
-        f"{title} is not available ({'; '.join(reasons)}). With a network, fetch it once with `hf download {how}`; "
+        f"{title} is not available ({'; '.join(reasons)}). With a network, start the app once with --download --model {name}; "
         "without one, the embedded model needs nothing."
     )

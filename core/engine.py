@@ -5,6 +5,7 @@ a page that was closed finds it again. Pages read snapshots: what a job is doing
 and a run cannot flood a page.
 """
 
+import logging
 import threading
 import time
 import uuid
@@ -21,8 +22,11 @@ from core.models import StableDiffusion
 from core.sampling import Request, denoise
 from core.trace import Trace, to_uint8
 
+log = logging.getLogger(__name__)
+
 KEPT_PER_OWNER = 8  # finished runs that a person can come back to
-KEPT = 100  # finished runs in all, about 6 MB each on the embedded model
+KEPT_BYTES = 2 * 2**30  # finished runs in all: some 300 of the embedded model's
+LOADED = 3  # models in memory
 WAITING_PER_OWNER = 3
 WAITING = 60
 ENDED = ("done", "stopped", "failed")
@@ -35,7 +39,7 @@ class Snapshot:
     job: str  # its id
     state: str  # "queued", "loading", "running", "decoding", then one of ENDED
     version: int = 0  # goes up with every change
-    place: int = 0  # 1 = next to run; 0 = not waiting
+    place: int = 0  # 1 = first in line, the run that is going on counted; 0 = not waiting
     i: int = 0  # steps done
     count: int = 0  # steps in all
     preview: Tensor | None = None  # (3, h, w) uint8, what x0 looks like now
@@ -44,7 +48,7 @@ class Snapshot:
     message: str = ""  # why it failed, in one sentence
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     id: str
     owner: str
@@ -79,8 +83,12 @@ class LocalEngine:
     def submit(self, request: Request, owner: str = "", record: Record | None = None) -> str:
         """Queues a run and returns its id at once. Raises ValueError for an unknown model or a full queue."""
         if request.model not in self.allowed:
-            raise ValueError(f"There is no model {request.model!r} in this app; choose one of {', '.join(self.allowed)}.")
+            raise ValueError(
+                f"There is no model {str(request.model)[:40]!r} in this app; choose one of {', '.join(self.allowed)}."
+            )
         with self._changed:
+            if self._closed:
+                raise ValueError("The app is closing; start it again to draw.")
             mine = self._waiting.setdefault(owner, deque())
             if len(mine) >= WAITING_PER_OWNER:
                 raise ValueError(f"You have {len(mine)} runs waiting already; let one finish, or stop one.")
@@ -95,18 +103,23 @@ class LocalEngine:
 
     def events(self, job_id: str, rate: float = 10.0) -> Iterator[Snapshot]:
         """The job's state now and after each change, the newest only, at most `rate` times a second; ends with the job."""
-        version = -1
-        while True:
+        with self._changed:
+            job = self._job(job_id)
+        snapshot = None
+        while snapshot is None or snapshot.state not in ENDED:
             with self._changed:
-                job = self._job(job_id)
-                while job.snapshot.version == version:
+                while job.snapshot is snapshot:
                     self._changed.wait()
                 snapshot = job.snapshot
-            version = snapshot.version
             yield snapshot
-            if snapshot.state in ENDED:
-                return
-            time.sleep(1 / rate)
+            with self._changed:  # not too often, but the end at once
+                self._changed.wait_for(lambda: job.snapshot.state in ENDED, 1 / rate)
+
+    def snapshot(self, job_id: str) -> Snapshot | None:
+        """What the job is doing now; None if it is no longer kept."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            return job.snapshot if job else None
 
     def cancel(self, job_id: str) -> None:
         """Stops a job within one step. Returns at once; a job that has ended stays as it is."""
@@ -115,6 +128,8 @@ class LocalEngine:
             job.stop.set()
             if job.snapshot.state == "queued":
                 self._waiting[job.owner].remove(job)
+                if not self._waiting[job.owner]:
+                    del self._waiting[job.owner]
                 self._tell(job, state="stopped", place=0)
                 self._tell_places()
 
@@ -138,9 +153,13 @@ class LocalEngine:
     def model(self, name: str) -> StableDiffusion:
         """The loaded model; the first call loads it, later ones wait for that or return at once. For reading, not for running."""
         if name not in self.allowed:
-            raise ValueError(f"There is no model {name!r} in this app; choose one of {', '.join(self.allowed)}.")
+            raise ValueError(f"There is no model {name[:40]!r} in this app; choose one of {', '.join(self.allowed)}.")
+        if (sd := self._models.get(name)) is not None:  # without the lock: another model may be loading for a while
+            return sd
         with self._loading:
             if name not in self._models:
+                while len(self._models) >= LOADED:
+                    del self._models[next(iter(self._models))]  # the one loaded first; whoever still reads it keeps it
                 self._models[name] = self._load(name)
             return self._models[name]
 
@@ -212,12 +231,19 @@ class LocalEngine:
             return job
 
     def _forget(self) -> None:
-        """Lets go of the oldest finished runs, first of each person, then of all."""
+        """Lets go of the oldest ended runs: of each person beyond a number, of all beyond a size."""
         ended = [j for j in self._jobs.values() if j.snapshot.state in ENDED]
-        for owner in {j.owner for j in ended}:
-            for job in [j for j in ended if j.owner == owner][:-KEPT_PER_OWNER]:
-                del self._jobs[job.id]
-        for job in [j for j in ended if j.id in self._jobs][:-KEPT]:
+        empty = [j for j in ended if j.trace is None]  # failed, or stopped in the queue: kept for whoever still asks why
+        full = [j for j in ended if j.trace is not None]
+        gone = empty[:-WAITING]
+        for owner in {j.owner for j in full}:
+            gone += [j for j in full if j.owner == owner][:-KEPT_PER_OWNER]
+        size = sum(j.trace.nbytes for j in full if j.trace and j not in gone)
+        for job in [j for j in full if j not in gone]:
+            if size > KEPT_BYTES and job.trace:
+                size -= job.trace.nbytes
+                gone.append(job)
+        for job in gone:
             del self._jobs[job.id]
         for owner in [o for o, q in self._waiting.items() if not q]:
             del self._waiting[owner]
@@ -233,13 +259,15 @@ class LocalEngine:
                     job, state="failed", message="The device ran out of memory; choose a smaller size or wait for other runs."
                 )
             except Exception as error:  # a fault of ours must not end the lane; the page gets its name, the log the rest
-                self._tell(job, state="failed", message=f"The run failed: {type(error).__name__}: {error}.")
-                import traceback
-
-                traceback.print_exc()
+                log.exception("Run %s failed", job.id)
+                why = f"The run failed ({type(error).__name__}, {job.id[:8]}); the server's log says more."
+                self._tell(job, state="failed", message=why)
 
     def _run(self, job: Job) -> None:
         sd = self.model(job.request.model)
+        if job.stop.is_set():  # stopped while its model was loading
+            self._tell(job, state="stopped")
+            return
         began = time.perf_counter()
         trace = Trace.start(sd, job.request)
         self._tell(job, state="running")

@@ -17,8 +17,10 @@ def generator(seed: int) -> torch.Generator:
 def noise(sd: StableDiffusion, height: int, width: int, source: torch.Generator) -> Tensor:
     """Standard normal latents (1, 4, H / 8, W / 8) on the model's device."""
     f = sd.factor
-    x = torch.randn((1, sd.vae.config.latent_channels, height // f, width // f), generator=source, dtype=sd.dtype)
-    return x.to(sd.device)
+    x = torch.randn(
+        (1, sd.vae.config.latent_channels, height // f, width // f), generator=source
+    )  # float32: halves draw otherwise
+    return x.to(sd.device, sd.dtype)
 
 
 @torch.no_grad()

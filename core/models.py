@@ -9,6 +9,7 @@ scheduler     only its config: each run makes a scheduler of its own
 
 import hashlib
 import json
+import logging
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from core import attention, catalog
+
+log = logging.getLogger(__name__)
 
 SD_PREVIEW = [  # latents -> RGB for SD 1.x and 2.x, as published with ComfyUI's latent_formats; embedded models carry their own
     [0.3512, 0.2297, 0.3227],
@@ -103,12 +106,14 @@ def check_manifest(folder: Path) -> str:
     return hashlib.sha256(text).hexdigest()[:12]
 
 
-def load(name: str = "emoji", device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
-    """Loads a catalogue entry or a local folder in diffusers' layout.
+def load(
+    name: str = "emoji", device: str | torch.device | None = None, dtype: torch.dtype | None = None, fetch: bool = True
+) -> StableDiffusion:
+    """Loads a catalogue entry, a local folder in diffusers' layout, or a Hub id. fetch: what is not on disk may be asked of the Hub.
 
     Raises ValueError with one sentence if the model is unknown, missing, damaged, gated or offline (see catalog.resolve).
     """
-    found = catalog.resolve(name)
+    found = catalog.resolve(name, fetch)
     folder = found.folder
     where = torch.device(device) if device is not None else choose_device()
     kind, why = (dtype, f"{dtype}, as asked") if dtype is not None else choose_dtype(where)
@@ -121,8 +126,9 @@ def load(name: str = "emoji", device: str | torch.device | None = None, dtype: t
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=kind, **options)
         config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     except Exception as error:  # each library has exceptions of its own for a missing, cut off or unreadable file
+        log.exception("Opening %s failed", folder)
         raise ValueError(
-            f"The model {name} in {found.source} could not be opened ({error}); delete its folder and fetch it again."
+            f"The model in {folder.name} could not be opened: a file is damaged or missing; fetch it again."
         ) from error
     parts: list[torch.nn.Module] = [text_encoder, vae, unet]
     for part in parts:

@@ -1,4 +1,4 @@
-"""The sampling loop: noise in, picture out, every intermediate on the way. Read this file first.
+"""The sampling loop: noise in, picture out, every intermediate on the way. Read this file first, and in it `denoise_many`.
 
 B batch · h, w latent height and width · D text width
 x     latents in the scheduler's coordinates                  (1, 4, h, w)
@@ -8,9 +8,8 @@ eps   predicted noise;  x0  the clean latents it points to     (1, 4, h, w)
 w     guidance scale: eps = eps_uncond + w (eps_cond - eps_uncond)
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from inspect import signature
 
 import torch
@@ -20,6 +19,7 @@ from core import latents, schedulers, text
 from core.attention import Record, Recorder
 from core.models import StableDiffusion
 
+Row = tuple[int, str]  # a row of a UNet call: whose latents (the picture's number; at the first step its seed), which words
 MAX_PROMPT = 2000  # characters; 77 tokens are far fewer, and a megabyte would keep the tokenizer busy
 
 
@@ -45,7 +45,9 @@ class Request:
         check_whole("steps", self.steps, 1, 100)
         check_number("guidance", self.guidance, 0, 30)
         if not isinstance(self.scheduler, str) or self.scheduler not in schedulers.SCHEDULERS:
-            raise ValueError(f"There is no scheduler {self.scheduler!r}; choose one of {', '.join(schedulers.SCHEDULERS)}.")
+            raise ValueError(
+                f"There is no scheduler {str(self.scheduler)[:40]!r}; choose one of {', '.join(schedulers.SCHEDULERS)}."
+            )
         for name, side in (("width", self.width), ("height", self.height)):
             if side is not None:
                 check_whole(name, side, 64, 1024)
@@ -80,7 +82,7 @@ def check_whole(name: str, value: object, low: int, high: int) -> None:
 
 
 def check_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is in no range
         raise ValueError(f"The {name} is {str(value)[:40]}; it must be a number from {low:g} to {high:g}.")
 
 
@@ -120,7 +122,7 @@ def denoise(sd: StableDiffusion, request: Request, record: Record | None = None,
     With a fork, the run begins with another run's first steps and goes on with its own words and guidance. The scheduler takes those
     steps in again, so even one that remembers goes on as if they were its own; the UNet rests. Another seed gives the picture, as it
     was guessed at the fork, new noise of the next step's level.
-    Raises ValueError as soon as a prediction is not finite, or if the fork's run had another size, scheduler or step count.
+    Raises ValueError as soon as a prediction is not finite, or if the fork's run does not fit.
     """
     for (step,) in denoise_many(sd, [request], record, fork=fork):
         yield step
@@ -131,32 +133,27 @@ def denoise_many(
     sd: StableDiffusion,
     requests: Sequence[Request],
     record: Record | None = None,
-    known: dict[tuple[int, str], Tensor] | None = None,
+    known: dict[Row, Tensor] | None = None,
     fork: Fork | None = None,
 ) -> Iterator[list[Step]]:
     """The loop (Ho et al. 2020, algorithm 2; guidance: Ho & Salimans 2022, eq. 6), for N pictures of one size, scheduler and step count.
 
     Yields a list with one Step a request. What requests have in common is computed once: a prompt's embedding, and the first
-    prediction of those that start from the same noise; `known` carries these, (seed, words) -> output, from one call to the next.
+    prediction of those that start from the same noise, which goes into `known` for the next call's use.
     Each picture is that of its own single run, to 1e-4: a larger batch rounds otherwise.
     Raises ValueError if the requests differ in what they must share, or as soon as a prediction is not finite.
     """
+    check_alike(sd, requests, known, record, fork)
     first, known = requests[0], {} if known is None else known
-    alike = [*requests, fork.request] if fork else requests
-    if known and record:
-        raise ValueError("Predictions that are already known leave no attention to record; record one run by itself.")
-    if len({(r.scheduler, r.steps, r.width, r.height) for r in alike}) > 1:
-        raise ValueError(
-            "These pictures differ in size, scheduler or steps, which one run must share; make them one after the other."
-        )
     scheduler = schedulers.make(first.scheduler, sd.scheduler_config, first.steps, sd.device)
     alpha_bars = schedulers.alpha_bars(scheduler).tolist()
-    sources = [latents.generator(fork.request.seed if fork else r.seed) for r in requests]
-    extra = {"generator": sources} if "generator" in signature(scheduler.step).parameters else {}
+    check_interval(requests, len(alpha_bars))
     embeddings = {words: text.encode(sd, words) for r in requests for words in (r.prompt, r.negative)}  # (1, 77, D) each
 
     # Start from pure noise, scaled to what this scheduler calls noise.
-    height, width = first.height or sd.size, first.width or sd.size
+    height, width = size_of(sd, first)
+    sources = [latents.generator(fork.request.seed if fork else r.seed) for r in requests]
+    extra = {"generator": sources} if "generator" in signature(scheduler.step).parameters else {}
     x = torch.cat([latents.noise(sd, height, width, source) for source in sources]) * scheduler.init_noise_sigma  # (N, 4, h, w)
 
     for i, t in enumerate(scheduler.timesteps):
@@ -164,65 +161,142 @@ def denoise_many(
             sources[:] = [latents.generator(first.seed)]  # in place: `extra` holds the list too
             x = scheduler.add_noise(fork.steps[-1].x0.to(x), latents.noise(sd, height, width, sources[0]), t[None])
         x_in = scheduler.scale_model_input(x, t)  # (N, 4, h, w)
-        if fork and i < len(fork.steps):
-            old = fork.steps[i]
-            output = schedulers.output_of(old.eps.to(x), x_in, old.alpha_bar, sd.prediction_type)
-            x_next = scheduler.step(output, t, x, **extra, return_dict=False)[0]
-            yield [replace(old, x=x, x_in=x_in, x_next=x_next)]
-            x = x_next
-            continue
-        ws = [r.guidance if r.interval is None or r.interval[0] <= i < r.interval[1] else 1.0 for r in requests]
 
-        # The UNet's rows, (name, words): only the branches that a w needs; pictures of one seed share the first step.
-        names = [r.seed if i == 0 else n for n, r in enumerate(requests)]
-        inputs = dict(zip(names, x_in.split(1), strict=True))  # name -> (1, 4, h, w)
-        uncond = [None if w == 1 else (k, r.negative) for k, w, r in zip(names, ws, requests, strict=True)]
-        cond = [None if w == 0 else (k, r.prompt) for k, w, r in zip(names, ws, requests, strict=True)]
-        out = known if i == 0 else {}
-        rows = [key for key in dict.fromkeys(uncond + cond) if key and key not in out]
-        recorder = Recorder(record) if record else None
-        if rows:
-            output = sd.unet(
-                torch.cat([inputs[name] for name, _ in rows]),  # (rows, 4, h, w)
-                t,
-                encoder_hidden_states=torch.cat([embeddings[words] for _, words in rows]),  # (rows, 77, D)
-                cross_attention_kwargs={"record": recorder} if recorder else None,
-                return_dict=False,
-            )[0]
-            if not output.isfinite().all():
-                raise ValueError(f"The noise prediction of step {i + 1} is not finite; try a lower guidance, or float32.")
-            out.update(zip(rows, output.split(1), strict=True))
+        if fork and i < len(fork.steps):  # predicted before
+            predictions = [kept_prediction(sd, fork.steps[i], x_in)]
+        else:
+            predictions = predict(sd, requests, i, t, x_in, embeddings, known if i == 0 else {}, record)
 
-        # Guidance: from the unconditional prediction through the conditional one, and beyond.
-        guided = []
-        for u, c, w in zip(uncond, cond, ws, strict=True):
-            guided.append(out[u] + w * (out[c] - out[u]) if u and c else out[u or c])  # pyright: ignore[reportArgumentType]
-        x_next = scheduler.step(torch.cat(guided), t, x, **extra, return_dict=False)[0]  # (N, 4, h, w)
-
-        def eps_of(output: Tensor, n: int, x_in: Tensor = x_in, alpha_bar: float = alpha_bars[i]) -> Tensor:
-            return schedulers.eps_of(output, x_in[n : n + 1], alpha_bar, sd.prediction_type)
-
-        steps = []
-        for n, (u, c) in enumerate(zip(uncond, cond, strict=True)):
-            eps = eps_of(guided[n], n)
-            used = [rows.index(key) for key in (u, c) if key in rows]
-            steps.append(
-                Step(
-                    i=i,
-                    count=len(scheduler.timesteps),
-                    t=float(t),
-                    sigma=schedulers.sigma_of(alpha_bars[i]),
-                    alpha_bar=alpha_bars[i],
-                    w=ws[n],
-                    x=x[n : n + 1],
-                    x_in=x_in[n : n + 1],
-                    eps_uncond=eps_of(out[u], n) if u else None,
-                    eps_cond=eps_of(out[c], n) if c else None,
-                    eps=eps,
-                    x0=schedulers.x0_of(x_in[n : n + 1], eps, alpha_bars[i]),
-                    x_next=x_next[n : n + 1],
-                    attention={layer: p[used] for layer, p in recorder.maps.items()} if recorder else {},
-                )
-            )
-        yield steps
+        guided = torch.cat([p.guided for p in predictions])  # (N, 4, h, w)
+        x_next = scheduler.step(guided, t, x, **extra, return_dict=False)[0]  # (N, 4, h, w)
+        yield [
+            make_step(sd, i, t, alpha_bars, p, x[n : n + 1], x_in[n : n + 1], x_next[n : n + 1])
+            for n, p in enumerate(predictions)
+        ]
         x = x_next
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the UNet said of one picture at one step; eps, or v in a model that predicts v."""
+
+    w: float
+    uncond: Tensor | None  # (1, 4, h, w); None where w = 1
+    cond: Tensor | None  # None where w = 0
+    guided: Tensor
+    attention: Mapping[str, Tensor]
+
+
+def predict(
+    sd: StableDiffusion,
+    requests: Sequence[Request],
+    i: int,
+    t: Tensor,
+    x_in: Tensor,
+    embeddings: Mapping[str, Tensor],
+    known: dict[Row, Tensor],
+    record: Record | None,
+) -> list[Prediction]:
+    """One call of the UNet for all pictures, with only the branches that each one's w needs, and guidance. What is in `known` is not asked
+    again, and what was asked is added to it."""
+    ws = [r.guidance if r.interval is None or r.interval[0] <= i < r.interval[1] else 1.0 for r in requests]
+    whose = [r.seed if i == 0 else n for n, r in enumerate(requests)]  # pictures of one seed start from the same noise
+    inputs = dict(zip(whose, x_in.split(1), strict=True))
+    uncond: list[Row | None] = [None if w == 1 else (k, r.negative) for k, w, r in zip(whose, ws, requests, strict=True)]
+    cond: list[Row | None] = [None if w == 0 else (k, r.prompt) for k, w, r in zip(whose, ws, requests, strict=True)]
+    rows = [row for row in dict.fromkeys(uncond + cond) if row and row not in known]
+    recorder = Recorder(record) if record else None
+    if rows:
+        output = sd.unet(
+            torch.cat([inputs[k] for k, _ in rows]),  # (rows, 4, h, w)
+            t,
+            encoder_hidden_states=torch.cat([embeddings[words] for _, words in rows]),  # (rows, 77, D)
+            cross_attention_kwargs={"record": recorder} if recorder else None,
+            return_dict=False,
+        )[0]
+        if not output.isfinite().all():
+            raise ValueError(f"The noise prediction of step {i + 1} is not finite; try a lower guidance, or float32.")
+        known.update(zip(rows, output.split(1), strict=True))
+
+    predictions = []
+    for w, u, c in zip(ws, uncond, cond, strict=True):
+        out_uncond, out_cond = known[u] if u else None, known[c] if c else None
+        maps = {layer: p[[rows.index(row) for row in (u, c) if row]] for layer, p in recorder.maps.items()} if recorder else {}
+        predictions.append(Prediction(w, out_uncond, out_cond, guide(out_uncond, out_cond, w), maps))
+    return predictions
+
+
+def guide(uncond: Tensor | None, cond: Tensor | None, w: float) -> Tensor:
+    """Classifier-free guidance: from the unconditional prediction through the conditional one, and for w > 1 beyond."""
+    if uncond is None or cond is None:  # w = 1 or w = 0 needs one of them only
+        one = cond if uncond is None else uncond
+        assert one is not None
+        return one
+    return uncond + w * (cond - uncond)
+
+
+def make_step(
+    sd: StableDiffusion, i: int, t: Tensor, alpha_bars: list[float], p: Prediction, x: Tensor, x_in: Tensor, x_next: Tensor
+) -> Step:
+    """Everything of one turn in the terms that the page and the papers use: eps, x0, sigma."""
+    alpha_bar, kind = alpha_bars[i], sd.prediction_type
+    eps = schedulers.eps_of(p.guided, x_in, alpha_bar, kind)
+    return Step(
+        i=i,
+        count=len(alpha_bars),
+        t=float(t),
+        sigma=schedulers.sigma_of(alpha_bar),
+        alpha_bar=alpha_bar,
+        w=p.w,
+        x=x,
+        x_in=x_in,
+        eps_uncond=None if p.uncond is None else schedulers.eps_of(p.uncond, x_in, alpha_bar, kind),
+        eps_cond=None if p.cond is None else schedulers.eps_of(p.cond, x_in, alpha_bar, kind),
+        eps=eps,
+        x0=schedulers.x0_of(x_in, eps, alpha_bar),
+        x_next=x_next,
+        attention=p.attention,
+    )
+
+
+def kept_prediction(sd: StableDiffusion, step: Step, x_in: Tensor) -> Prediction:
+    """What the UNet said in a step that was kept. Without its attention: that was paid to the old run's words."""
+
+    def output(eps: Tensor) -> Tensor:
+        return schedulers.output_of(eps.to(x_in), x_in, step.alpha_bar, sd.prediction_type)
+
+    uncond = None if step.eps_uncond is None else output(step.eps_uncond)
+    cond = None if step.eps_cond is None else output(step.eps_cond)
+    return Prediction(step.w, uncond, cond, output(step.eps), {})
+
+
+def size_of(sd: StableDiffusion, request: Request) -> tuple[int, int]:
+    """Height and width in pixels; what the request leaves open is the size the model was trained at."""
+    return request.height or sd.size, request.width or sd.size
+
+
+def check_alike(
+    sd: StableDiffusion, requests: Sequence[Request], known: Mapping | None, record: Record | None, fork: Fork | None
+) -> None:
+    alike = [*requests, fork.request] if fork else requests
+    if len({(r.scheduler, r.steps, size_of(sd, r)) for r in alike}) > 1:
+        raise ValueError(
+            "These pictures differ in size, scheduler or steps, which one run must share; make them one after the other."
+        )
+    if known and record:
+        raise ValueError("Predictions that are already known leave no attention to record; record one run by itself.")
+    if fork and len(requests) > 1:
+        raise ValueError("A fork goes on with one picture; take the others up one after the other.")
+    if fork and requests[0].seed != fork.request.seed and requests[0].scheduler not in schedulers.FORGETFUL:
+        raise ValueError(
+            f"{requests[0].scheduler} remembers steps of the old noise, so the seed cannot change on the way; "
+            f"keep the seed, or use {', '.join(schedulers.FORGETFUL)}."
+        )
+
+
+def check_interval(requests: Sequence[Request], turns: int) -> None:
+    for r in requests:
+        if r.interval is not None and r.interval[0] >= turns:
+            raise ValueError(
+                f"The guidance interval starts at step {r.interval[0] + 1}, but this run has {turns}; let it start earlier."
+            )

@@ -40,6 +40,10 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+# Those whose step depends on nothing but the latents before it. The others keep former predictions, or make a step in two halves.
+FORGETFUL = ("DDIM", "DDPM", "Euler", "Euler a", "LCM")
+
+
 def make(name: str, config: dict[str, Any], steps: int, device: torch.device | str = "cpu") -> Any:
     """A fresh scheduler for one run, its timesteps set. config: the checkpoint's scheduler_config.json.
 

@@ -52,19 +52,21 @@ def tokenize(sd: StableDiffusion, prompt: str) -> Tokens:
     with sd.tokenizer_lock:
         full = sd.tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False, truncation=False, verbose=False)
         marks = sd.tokenizer.convert_ids_to_tokens(full.input_ids)
+        names: Any = (sd.tokenizer.bos_token, sd.tokenizer.eos_token, sd.tokenizer.pad_token)
+        ids: Any = (sd.tokenizer.bos_token_id, sd.tokenizer.eos_token_id, sd.tokenizer.pad_token_id)
 
-    def mark(token: str, position: int, kind: str) -> Token:
-        return Token(position, int(sd.tokenizer.convert_tokens_to_ids(token)), token, -1, kind)  # pyright: ignore[reportArgumentType]
+    def mark(which: int, position: int, kind: str) -> Token:
+        return Token(position, ids[which], names[which], -1, kind)
 
     kept = length - 2
-    tokens = [mark(str(sd.tokenizer.bos_token), 0, "start")]
+    tokens = [mark(0, 0, "start")]
     word = 0
     for token_id, piece, (a, b) in list(zip(full.input_ids, marks, full.offset_mapping, strict=True))[:kept]:
         tokens.append(Token(len(tokens), token_id, prompt[a:b], word, "text"))
         word += piece.endswith("</w>")
-    tokens.append(mark(str(sd.tokenizer.eos_token), len(tokens), "end"))
+    tokens.append(mark(1, len(tokens), "end"))
     used = len(tokens)
-    tokens += [mark(str(sd.tokenizer.pad_token), i, "padding") for i in range(used, length)]
+    tokens += [mark(2, i, "padding") for i in range(used, length)]
     cut = prompt[full.offset_mapping[kept][0] :] if len(full.input_ids) > kept else ""
     return Tokens(tuple(tokens), used, cut)
 

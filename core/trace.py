@@ -65,15 +65,15 @@ class Trace:
 
     def follow(self, steps: Iterable[Step]) -> Iterator[Step]:
         """Passes each step on, and keeps a copy."""
-        budget = MEGABYTES * 2**20
+        room = MEGABYTES * 2**20
         for step in steps:
             small = {n: None if (v := getattr(step, n)) is None else pack(v) for n in TENSORS}
             maps = {layer: pack(p, torch.float16) for layer, p in step.attention.items()}
-            if self.attention_bytes + sum(p.nbytes for p in maps.values()) > budget:
-                note = f"Attention was kept up to the budget of {MEGABYTES} MB; later steps have none."
-                if note not in self.notes:
-                    self.notes.append(note)
+            room -= sum(p.nbytes for p in maps.values())
+            if room < 0 and maps:
                 maps = {}
+                note = f"Attention was kept up to the budget of {MEGABYTES} MB; later steps have none."
+                self.notes = [*self.notes, *([] if note in self.notes else [note])]
             self.steps.append(dataclasses.replace(step, **small, attention=maps))
             yield step
 
@@ -99,29 +99,24 @@ class Trace:
         return sum(p.nbytes for s in self.steps for p in s.attention.values())
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         kept = sum(v.nbytes for s in self.steps for n in TENSORS if (v := getattr(s, n)) is not None)
         return kept + self.attention_bytes + (0 if self.picture is None else self.picture.nbytes)
 
-    def rgb(self, i: int, which: str = "x0") -> Tensor:
-        """The cheap preview of step i's "x0", "x" or "x_next", (3, h, w) uint8, with no model."""
-        step = self.steps[i]
-        # x can be up to 14 times a picture's size in a scheduler's own coordinates; x_in shows the same at the UNet's scale.
-        value = step.x_in if which == "x" else getattr(step, which)
-        rgb = torch.einsum("bchw,cr->brhw", value.float(), self.preview[:4]) + self.preview[4][None, :, None, None]
-        return to_uint8(rgb.clamp(-1, 1))[0]
-
-    def word_map(
+    def word_maps(
         self,
-        positions: tuple[int, ...],
         *,
         steps: Iterable[int] | None = None,
         layers: Iterable[str] | None = None,
-        branch: int = -1,
+        negative: bool = False,
     ) -> Tensor:
-        """attention.heat_map over this run's steps, (h, w)."""
+        """attention.heat_maps over this run's steps, (77, h, w): of the prompt's tokens, or of the negative prompt's.
+
+        Raises ValueError if that branch did not run (w = 0 reads no prompt, w = 1 no negative one) or was not recorded.
+        """
         chosen = self.steps if steps is None else [self.steps[i] for i in steps]
-        return attention.heat_map((s.attention for s in chosen), positions, size=self.size, layers=layers, branch=branch)
+        ran = [s.attention for s in chosen if (s.eps_uncond if negative else s.eps_cond) is not None]
+        return attention.heat_maps(ran, size=self.size, layers=layers, branch=0 if negative else -1)
 
     def settings(self) -> dict:
         """Everything that made the picture, as plain values: what a PNG carries and the API answers."""
@@ -156,11 +151,15 @@ class Trace:
     def open(cls, path: str | Path) -> "Trace":
         """Raises ValueError if the file is not a saved trace."""
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads(file.metadata()["trace"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator of its own)
-        except Exception as error:
-            raise ValueError(f"This file is not a saved run ({error}); choose a .safetensors file that this app made.") from error
+            return cls._read(path)
+        except Exception as error:  # safetensors', json's, and whatever a foreign header leads to
+            raise ValueError("This file is not a saved run; choose a .safetensors file that this app made.") from error
+
+    @classmethod
+    def _read(cls, path: str | Path) -> "Trace":
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["trace"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator of its own)
         steps = []
         for f in about["steps"]:
             i = f["i"]

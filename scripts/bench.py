@@ -107,7 +107,7 @@ def loops(sd: StableDiffusion, turns: int) -> dict[str, float]:
         "loop_overhead": ratio("loop", "bare"),
         "vs_pipeline": ratio("picture", "pipeline"),
         "record_overhead": ratio("recording", "loop"),
-        "record_mb": round(trace.bytes / 1e6, 2),
+        "record_mb": round(trace.nbytes / 1e6, 2),
         "picture_s": round(statistics.median(took["picture"]), 2),
     }
 

@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from scenes import Spec, caption, compose, sample_spec
 from train_vae import to_tensor
-from training import MODELS, SHARD, STATE, device, train_loop
+from training import MODELS, SHARD, STATE, device, train_loop, write_manifest
 
 # As in SD 1.5's scheduler_config.json; nothing else, so that each scheduler keeps its own defaults (spacing of timesteps).
 SCHEDULER = {
@@ -161,13 +161,6 @@ def preview_matrix(vae: AutoencoderKL, specs: list[Spec], means: Tensor, size: i
     a = torch.cat([a, torch.ones(len(a), 1)], 1)  # (N h w, 5)
     b = small.permute(0, 2, 3, 1).reshape(-1, 3)
     return [[round(v, 5) for v in row] for row in torch.linalg.lstsq(a, b).solution.tolist()]
-
-
-def write_manifest(folder: Path) -> None:
-    """sha256 of every weights file; core.models.load() holds them against it."""
-    files = sorted(folder.glob("*/*.safetensors"))
-    digests = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    (folder / "manifest.json").write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
 
 
 def save(folder: Path, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from scenes import compose, sample_spec
-from training import MODELS, SHARD, device, train_loop
+from training import MODELS, SHARD, device, train_loop, write_manifest
 
 
 def pictures(count: int, size: int, seed: int, split: str) -> np.ndarray:
@@ -119,7 +119,10 @@ def main() -> None:
     )
     if not args.decoder:
         vae.register_to_config(scaling_factor=round(1 / latent_std(vae, train[:512]), 5))
+    for old in folder.glob("*.safetensors*"):
+        old.unlink()
     vae.to(memory_format=torch.contiguous_format).save_pretrained(folder, max_shard_size=SHARD)
+    write_manifest(folder.parent)
 
 
 if __name__ == "__main__":

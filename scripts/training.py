@@ -1,5 +1,7 @@
 """What every training script shares: the clock that stops it, the weights' moving average, and a state that survives a kill."""
 
+import hashlib
+import json
 import math
 import os
 import time
@@ -64,6 +66,13 @@ class Average:
             old = {n: p.detach().clone() for n, p in module.state_dict().items()}
             module.load_state_dict(self.values[key])
             self.values[key] = old
+
+
+def write_manifest(folder: Path) -> None:
+    """sha256 of every weights file; core.models.load() holds them against it."""
+    files = sorted(folder.glob("*/*.safetensors"))
+    digests = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
 
 
 def save_state(name: str, state: dict) -> None:

@@ -35,7 +35,7 @@ def single(sd, request):
 def test_48_jobs_of_8_threads_equal_their_single_runs(engine, toy):
     with ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(lambda k: engine.submit(ask(k), owner=f"person {k}"), range(48)))
-        traces = list(pool.map(engine.result, ids))
+        traces = [engine.result(one, timeout=120) for one in ids]
     assert [t.request for t in traces] == [ask(k) for k in range(48)]
     assert sum(torch.equal(t.steps[-1].x_next, single(toy, ask(k))) for k, t in enumerate(traces)) == 48
 
@@ -51,26 +51,30 @@ def test_interleaved_loops_equal_their_single_runs(toy):
 
 
 def test_a_shared_scheduler_would_fail_this(toy, monkeypatch):
-    """The test above can fail: with one scheduler for all, most of its pictures are wrong or an error."""
-    right = [single(toy, replace(ask(k), scheduler="PNDM", steps=6)) for k in range(4)]
-    shared = schedulers.make("PNDM", toy.scheduler_config, 6)
+    """The test above can fail: with one scheduler for all, runs that take turns spoil each other."""
+    asked = [replace(ask(k), scheduler="DPM++ 2M", steps=6) for k in range(4)]
+    right = [single(toy, r) for r in asked]
+    shared = schedulers.make("DPM++ 2M", toy.scheduler_config, 6)
     monkeypatch.setattr(schedulers, "make", lambda *_: shared)
-    runs = [denoise(toy, replace(ask(k), scheduler="PNDM", steps=6)) for k in range(4)]
-    try:
-        ends = [steps[-1].x_next for steps in zip(*[list(turn) for turn in zip(*runs, strict=True)], strict=True)]
-    except Exception:
-        return
-    assert not all(torch.equal(a, b) for a, b in zip(ends, right, strict=True))
+    runs = [denoise(toy, r) for r in asked]
+    ends: dict[int, torch.Tensor] = {}
+    for _ in range(6):
+        for k, steps in enumerate(runs):
+            try:
+                ends[k] = next(steps).x_next
+            except (IndexError, StopIteration):  # the other runs have used up its steps
+                ends[k] = torch.zeros(0)
+    assert any(ends[k].shape != right[k].shape or not torch.equal(ends[k], right[k]) for k in range(4))
 
 
 def test_events_tell_the_story(engine):
-    job = engine.submit(Request("a dog", steps=20, model="toy"))
+    job = engine.submit(Request("a dog", steps=50, model="toy"))
     seen = list(engine.events(job, rate=1000))
     states = [s.state for s in seen]
-    assert states[-1] == "done" and states.index("running") < states.index("done")
+    assert states[-1] == "done" and "failed" not in states
     assert [s.version for s in seen] == sorted({s.version for s in seen})
     steps = [s.i for s in seen if s.state == "running" and s.i]
-    assert steps == sorted(steps) and all(s.count == 20 for s in seen if s.i)
+    assert steps == sorted(steps) and all(s.count == 50 for s in seen if s.i)
     assert any(s.preview is not None and s.preview.shape == (3, 8, 8) for s in seen)
     assert list(engine.events(job))[-1].state == "done"  # a page that comes back finds it
 
@@ -116,7 +120,7 @@ def test_who_asks_for_one_does_not_wait_for_who_asks_for_three():
     done, lock = [], threading.Lock()
 
     def wait(job):
-        engine.result(job)
+        engine.result(job, timeout=60)
         with lock:
             done.append(job)
 
@@ -138,11 +142,12 @@ def test_limits_are_said(engine):
     with pytest.raises(ValueError, match="no model 'emoji' in this app"):
         engine.submit(Request("a dog"))
     gate = threading.Event()
-    blocked = LocalEngine(lambda _: gate.wait(10) and toy_model(), allowed=("toy",))
+    blocked = LocalEngine(lambda _: gate.wait(60) and toy_model(), allowed=("toy",))
     try:
-        for k in range(4):
+        first = blocked.submit(ask(0), owner="a")
+        assert next(s for s in blocked.events(first) if s.state != "queued").state == "loading"
+        for k in range(3):
             blocked.submit(ask(k), owner="a")
-            time.sleep(0.05)
         with pytest.raises(ValueError, match="3 runs waiting already"):
             blocked.submit(ask(5), owner="a")
     finally:
@@ -182,6 +187,27 @@ def test_out_of_memory_is_a_sentence_and_the_next_run_is_right(at):
     engine.close()
 
 
+def test_a_model_is_read_while_another_loads(toy):
+    """A page that counts tokens must not wait for somebody else's checkpoint."""
+    gate = threading.Event()
+
+    def load(name):
+        assert name == "toy" or gate.wait(60)
+        return toy
+
+    engine = LocalEngine(load, allowed=("toy", "broken"))
+    engine.model("toy")
+    slow_job = engine.submit(Request("a dog", model="broken"))
+    assert next(s for s in engine.events(slow_job) if s.state != "queued").state == "loading"
+    assert engine.model("toy") is toy
+    engine.cancel(slow_job)
+    gate.set()
+    assert list(engine.events(slow_job))[-1].state == "stopped"
+    engine.close()
+    with pytest.raises(ValueError, match="closing"):
+        engine.submit(ask(1))
+
+
 def test_nan_is_a_sentence(toy):
     sd = toy_model()
     sd.unet.register_forward_hook(lambda *_: (torch.full((2, 4, 8, 8), float("nan")),))
@@ -195,9 +221,9 @@ def test_finished_runs_are_kept_for_their_owner_up_to_a_limit(engine):
     ids = []
     for k in range(10):
         ids.append(engine.submit(replace(ask(k), steps=1), owner="a"))
-        engine.result(ids[-1])
+        engine.result(ids[-1], timeout=60)
     other = engine.submit(replace(ask(1), steps=1), owner="b")
-    engine.result(other)
+    engine.result(other, timeout=60)
     deadline = time.time() + 5
     while len(engine.mine("a")) > 8 and time.time() < deadline:
         time.sleep(0.01)

@@ -49,7 +49,7 @@ def test_a_cut_off_file_without_a_manifest_is_a_sentence(tmp_path):
     (folder / "manifest.json").unlink()
     shard = next((folder / "vae").glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="could not be opened"):
+    with pytest.raises(ValueError, match="a file is damaged or missing"):
         models.load(str(folder))
 
 
@@ -58,9 +58,25 @@ def test_offline_says_what_is_missing_and_what_to_do(name, tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ValueError, match=r"is not on this machine and the Hub cannot be reached.*hf download.*embedded model needs nothing"
+        ValueError,
+        match=r"is not on this machine and the Hub cannot be reached.*--download --model.*embedded model needs nothing",
     ):
         models.load(name)
+
+
+def test_without_fetch_the_hub_is_not_asked(monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def download(repository, **options):
+        asked.append(options["local_files_only"])
+        raise LocalEntryNotFoundError("no")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(ValueError, match="not available"):
+        models.load("sd15", fetch=False)
+    assert asked and all(asked)
 
 
 def test_unknown_names_and_wrong_folders(tmp_path):

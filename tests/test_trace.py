@@ -42,7 +42,7 @@ def test_the_picture_is_the_pipelines_to_the_byte(emoji):
 
 def test_twenty_steps_stay_under_ten_megabytes(emoji):
     kept, _ = run(emoji, Request("a fox", steps=20))
-    assert kept.bytes < 10e6 and kept.attention_bytes > 0 and not kept.notes
+    assert kept.nbytes < 10e6 and kept.attention_bytes > 0 and not kept.notes
 
 
 def test_over_budget_the_picture_is_kept_and_it_is_said(toy, monkeypatch):
@@ -81,14 +81,25 @@ def test_another_file_is_refused(tmp_path):
 def test_previews_need_no_model(toy):
     kept, last = run(toy, Request("a dog", steps=2))
     live = trace.to_uint8(latents.preview(toy, last.x0))[0]
-    assert (kept.rgb(1).int() - live.int()).abs().max() <= 1
-    assert kept.rgb(0, "x").shape == (3, 8, 8)
+    kept_z = kept.steps[1].x0
+    rgb = torch.einsum("bchw,cr->brhw", kept_z, kept.preview[:4]) + kept.preview[4][None, :, None, None]
+    assert torch.equal(trace.to_uint8(rgb)[0], live)
 
 
-def test_word_map_finds_the_cond_half(toy):
-    kept, _ = run(toy, Request("a dog", steps=2, guidance=2))
-    assert kept.word_map((2,)).shape == (8, 8)
-    assert not torch.equal(kept.word_map((2,)), kept.word_map((2,), branch=0))
+def test_word_maps_are_of_the_branch_that_read_the_words(toy):
+    """At w = 0 only the negative prompt is read, at w = 1 only the prompt: the other's words were looked for nowhere."""
+    kept, _ = run(toy, Request("a dog", "a cat", steps=2, guidance=2))
+    layer = kept.layers[0]
+    rows = [s.attention[layer] for s in kept]
+    assert rows[0].shape[0] == 2 and kept.word_maps().shape == (77, 8, 8)
+    cond = sum(p[1].float() for p in rows) / len(rows)  # (h w, 77)
+    assert torch.allclose(kept.word_maps(layers=[layer]).flatten(1).T, cond, atol=1e-6)
+    assert not torch.allclose(kept.word_maps(), kept.word_maps(negative=True))
+    for w, missing in ((0, False), (1, True)):
+        one, _ = run(toy, Request("a dog", "a cat", steps=2, guidance=w))
+        assert one.word_maps(negative=not missing).shape == (77, 8, 8)
+        with pytest.raises(ValueError, match="recorded no attention"):
+            one.word_maps(negative=missing)
 
 
 def test_settings_say_everything(toy):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core import catalog, images
-from core.sampling import Request
+from core.sampling import Request, check_interval
 from core.schedulers import make
 from ui import prompt, texts
 
@@ -62,6 +62,8 @@ def test_labels_carry_no_emoji():
 REFUSED = [
     lambda: Request("a", steps=0),
     lambda: Request("a", steps=2.5),
+    lambda: Request("a", interval=(1,)),
+    lambda: check_interval([Request("a", interval=(30, 40))], 20),
     lambda: Request("a", guidance=float("nan")),
     lambda: Request("a", seed=-1),
     lambda: Request("a" * 2001),

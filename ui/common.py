@@ -106,7 +106,7 @@ def title_of(model: str) -> str:
     entry = CATALOG.get(model)
     if entry is None:
         return model
-    return entry.title if entry.embedded else f"{entry.title} · {entry.gigabytes:g} GB"
+    return entry.title if entry.embedded else f"{entry.title} · {entry.gigabytes:g} GB · {entry.licence}"
 
 
 def device_line(engine: LocalEngine, model: str, language: str) -> str:

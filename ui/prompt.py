@@ -214,7 +214,11 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
     return f'{about}<ul class="runs">{"".join(cards)}</ul>' if cards else ""
 
 
-def plain(value: object) -> str:
+def plain(key: str, value: object) -> str:
+    """A setting's value as the controls show it."""
+    if key == "interval" and isinstance(value, list | tuple):
+        start, end = value
+        value = f"{start + 1}–{'' if end >= 200 else end}"
     return "–" if value in (None, "") else html.escape(str(value))
 
 
@@ -223,7 +227,7 @@ def difference(left: Trace, right: Trace, language: str) -> str:
     a, b = left.settings(), right.settings()
     keys = ("prompt", "negative", "seed", "steps", "guidance", "scheduler", "width", "height", "interval", "model")
     lines = [
-        f"<li><b>{texts.say(language, key)}</b> <span>{plain(a[key])}</span> → <span>{plain(b[key])}</span></li>"
+        f"<li><b>{texts.say(language, key)}</b> <span>{plain(key, a[key])}</span> → <span>{plain(key, b[key])}</span></li>"
         for key in keys
         if a[key] != b[key]
     ]
@@ -282,11 +286,11 @@ def build(shared: Shared) -> None:
             scheduler = gr.Dropdown(
                 list(SCHEDULERS), value=first_request.scheduler, label=i18n("scheduler"), filterable=False, elem_id="scheduler"
             )
+            with gr.Row(elem_classes="pair"):
+                size = {"placeholder": i18n("size_placeholder"), "min_width": 100}
+                width = gr.Number(None, label=i18n("width"), step=8, elem_id="width", **size)
+                height = gr.Number(None, label=i18n("height"), step=8, elem_id="height", **size)
             with gr.Accordion(i18n("more"), open=False, elem_id="more"):
-                with gr.Row(elem_classes="pair"):
-                    size = {"placeholder": i18n("size_placeholder"), "min_width": 100}
-                    width = gr.Number(None, label=i18n("width"), step=8, elem_id="width", **size)
-                    height = gr.Number(None, label=i18n("height"), step=8, elem_id="height", **size)
                 with gr.Row(elem_classes="pair"):
                     first = gr.Number(
                         None,
@@ -391,14 +395,15 @@ def build(shared: Shared) -> None:
             one = engine.submit(request_of(*values), owner, Record())
         except ValueError as error:
             raise common.refusal(language, error) from None
+        yield {shared.owner: owner}  # a page whose browser keeps nothing was given this name just now
         yield from watch(one, owner, language)
 
-    def arrive(stored: str | None, request: gr.Request) -> Iterator[dict]:
-        """A page opens: with its run if one goes on, with its newest run if there is one, else with the example."""
+    def arrive(stored: str | None, request: gr.Request) -> dict:
+        """A page opens: with its newest run if there is one, else with the example. If one still goes on, `resume` follows it."""
         language, owner = common.language(request), common.owner_of(stored)
         ended = kept(owner)
         over = dict(ended)
-        going = [one for one in engine.mine(owner) if one not in over and next(engine.events(one)).state not in ENDED]
+        going = [one for one in engine.mine(owner) if one not in over and (s := engine.snapshot(one)) and s.state not in ENDED]
         newest, trace = ended[0] if ended else ("", None)
         page = {shared.owner: owner, runs: runs_html(ended, newest, language)}
         if trace is None:
@@ -408,9 +413,14 @@ def build(shared: Shared) -> None:
             page |= {shown: newest, viewer: common.packed(finished(trace, newest, language))}
         if going:
             del page[viewer]
-        yield page
-        if going:
-            yield from watch(going[0], owner, language)
+        return page | {job: going[0] if going else ""}
+
+    def resume(owner: str, one: str, request: gr.Request) -> Iterator[dict]:
+        """Follows the run that was going on when the page opened."""
+        if one:
+            yield from watch(one, owner, common.language(request))
+        else:
+            yield {}
 
     def halt(one: str) -> None:
         with suppress(ValueError):  # no run yet, or one that is long over
@@ -447,7 +457,8 @@ def build(shared: Shared) -> None:
     def compare_both(owner: str | None, first_run: str, second_run: str, request: gr.Request) -> dict:
         owner = common.owner_of(owner)
         try:
-            return comparison(trace_of(first_run, owner), trace_of(second_run, owner), common.language(request))
+            left, right = trace_of(first_run, owner), trace_of(second_run, owner)
+            return {} if first_run == second_run else comparison(left, right, common.language(request))
         except ValueError:
             return {}  # one of them was stopped: nothing to compare, and nothing wrong
 
@@ -479,8 +490,9 @@ def build(shared: Shared) -> None:
         none = f'<p class="tokens count">{texts.say(common.language(request), "tokens_none")}</p>'
         return show_tokens(text, request) or none
 
-    seen = [viewer, runs, run, stop, job, shown]
-    demo.load(arrive, shared.owner, [*seen, shared.owner, *controls], **WATCH)
+    seen = [viewer, runs, run, stop, job, shown, shared.owner]
+    opened_page = demo.load(arrive, shared.owner, [*seen, *controls], **LOOK)
+    opened_page.success(resume, [shared.owner, job], seen, **WATCH)
     run.click(draw, [shared.owner, *controls], seen, **WATCH)
     stop.click(halt, job, None, **QUICK)
     for box, strip, handler in ((prompt, prompt_tokens, show_prompt), (negative, negative_tokens, show_tokens)):

@@ -138,6 +138,8 @@ def step(trace: Trace, s: Step) -> dict:
 
 def words(trace: Trace) -> list[dict]:
     """Each word of the prompt with its heat map over all steps and layers; no maps if the run recorded none."""
-    if not any(s.attention for s in trace.steps):
+    try:
+        maps = trace.word_maps()  # (77, h, w)
+    except ValueError:  # not recorded, or w = 0, where the prompt was not read
         return []
-    return [{"word": word, "map": uri(heat(trace.word_map(positions)))} for word, positions in trace.tokens.words]
+    return [{"word": word, "map": uri(heat(maps[list(positions)].mean(0)))} for word, positions in trace.tokens.words]

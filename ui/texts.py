@@ -68,7 +68,7 @@ EN = {
     "status_restored": "Settings restored. Draw to get this picture again.",
     # runs
     "runs": "Your runs",
-    "runs_about": "The last eight, kept while this page’s server runs. Click one to look into it again.",
+    "runs_about": "The last eight, while the server has room for them. Click one to look into it again.",
     "runs_example": "Example",
     "runs_stopped": "Stopped",
     "runs_settings": "Use settings",
@@ -251,7 +251,7 @@ FIELDS = {
 }
 REFUSALS = [
     (
-        r"(.+?) is not available \((.*)\)\. With a network, fetch it once with `(.+?)`; without one, the embedded model needs nothing\.",
+        r"(.+?) is not available \((.*)\)\. With a network, start the app once with (.+?); without one, the embedded model needs nothing\.",
         "{0} は使えません（{1}）。ネットワークがあれば `{2}` で一度取得してください。内蔵モデルはネットワークなしで使えます。",
     ),
     (
@@ -267,7 +267,23 @@ REFUSALS = [
         "フォルダー {0} は diffusers 形式の Stable Diffusion ではありません。{1} がありません。",
     ),
     (r"There is no run yet; draw one first\.", "まだ実行がありません。先に一枚描いてください。"),
-    (r"The run failed: (.+)", "実行に失敗しました：{0}"),
+    (
+        r"The run failed \((.+)\); the server's log says more\.",
+        "実行に失敗しました（{0}）。くわしいことはサーバーの記録にあります。",
+    ),
+    (r"The app is closing; start it again to draw\.", "アプリを終了しているところです。もう一度起動してください。"),
+    (
+        r"The guidance interval starts at step (\d+), but this run has (\d+); let it start earlier\.",
+        "ガイダンス区間がステップ {0} から始まりますが、この実行は {1} ステップまでです。早く始めてください。",
+    ),
+    (
+        r"The guidance interval is a first step and the step it ends before; give two numbers\.",
+        "ガイダンス区間には、始まりと終わりの二つの数を入れてください。",
+    ),
+    (
+        r"The model in (.+) could not be opened: a file is damaged or missing; fetch it again\.",
+        "モデル {0} を開けませんでした。ファイルが壊れているか足りません。取得し直してください。",
+    ),
     (
         r"The (.+) is (.*); it must be a whole number from (\d+) to (\d+)\.",
         "{0}が {1} です。{2} から {3} までの整数にしてください。",
