@@ -1,11 +1,13 @@
 """The Prompt tab's handlers as plain Python, and its one public endpoint through Gradio."""
 
 import json
+import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
 
 import pytest
+from conftest import toy_model
 
 from core.attention import Record
 from core.engine import LocalEngine
@@ -23,6 +25,16 @@ def engine(toy):
         return replace(toy, name=name)
 
     made = LocalEngine(load, allowed=("toy", "broken"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def slow_engine():
+    """A model of its own that takes 20 ms a step, so that a test can act in the middle."""
+    sd = toy_model()
+    sd.unet.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    made = LocalEngine(lambda _: sd, allowed=("toy",))
     yield made
     made.close()
 
@@ -78,7 +90,8 @@ def test_a_run_is_followed_to_its_picture(engine, language):
     assert json.loads(common.packed(last)) == last
 
 
-def test_a_stopped_run_shows_its_steps_and_never_a_picture(engine):
+def test_a_stopped_run_shows_its_steps_and_never_a_picture(slow_engine):
+    engine = slow_engine
     job = engine.submit(ask(steps=100), "someone")
     values = prompt.follow(engine, job, "en")
     for value in values:
@@ -91,7 +104,8 @@ def test_a_stopped_run_shows_its_steps_and_never_a_picture(engine):
     assert "Stopped" in last["status"]
 
 
-def test_a_run_stopped_while_it_waits_says_so(engine):
+def test_a_run_stopped_while_it_waits_says_so(slow_engine):
+    engine = slow_engine
     long, short = engine.submit(ask(steps=100), "someone"), engine.submit(ask(), "someone")
     engine.cancel(short)
     *_, last = prompt.follow(engine, short, "en")
