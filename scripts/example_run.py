@@ -1,6 +1,6 @@
 """Makes the finished run that the page opens with: runs a request on the embedded model and saves its trace.
 
-    python scripts/example_run.py "a panda in a top hat on a blue background" --seed 7
+    python scripts/example_run.py "a panda in a top hat on a blue background" --seed 1
 
 The attention of the finest layers is kept with it, so that the words can be looked for in the picture, in float16: about 4 MB.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt", nargs="?", default="a panda in a top hat on a blue background")
     parser.add_argument("--negative", default="")
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--scheduler", default="DDIM")
