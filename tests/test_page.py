@@ -139,6 +139,8 @@ def test_it_opens_with_a_finished_run_and_its_settings(visit):
     assert page.page.locator(".cell").count() == 6, "five steps and the finished picture"
     assert page.page.locator(".words .chip").all_inner_texts() == ["a", "red", "apple"]
     assert page.page.locator("h1").count() == 1
+    page.page.wait_for_timeout(1500)
+    assert page.page.locator(".toast-body").count() == 0, "nothing to complain of"
 
 
 def test_type_draw_watch_scrub_restore(visit, tmp_path):
@@ -259,6 +261,7 @@ def test_earlier_runs_are_compared_and_restored(visit):
     p.wait_for_selector("#compare .difference", timeout=60_000)
     assert "Guidance scale" in p.locator(".difference").inner_text() and p.locator("#both img").count() == 2
     assert p.locator("#guidance input[type=number]").input_value() == "1"
+    assert p.locator(".toast-body").count() == 0
     p.locator(".card", has_text="Example").locator("[data-act=restore]").click()
     p.wait_for_function("document.querySelector('#guidance input[type=number]').value === '7.5'", timeout=20_000)
     p.locator("#close").click()

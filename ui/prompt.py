@@ -420,7 +420,7 @@ def build(shared: Shared) -> None:
         if one:
             yield from watch(one, owner, common.language(request))
         else:
-            yield {}
+            yield {job: ""}
 
     def halt(one: str) -> None:
         with suppress(ValueError):  # no run yet, or one that is long over
@@ -458,9 +458,11 @@ def build(shared: Shared) -> None:
         owner = common.owner_of(owner)
         try:
             left, right = trace_of(first_run, owner), trace_of(second_run, owner)
-            return {} if first_run == second_run else comparison(left, right, common.language(request))
-        except ValueError:
-            return {}  # one of them was stopped: nothing to compare, and nothing wrong
+            if first_run != second_run:
+                return comparison(left, right, common.language(request))
+        except ValueError:  # one of them was stopped: nothing to compare, and nothing wrong
+            pass
+        return {compare: gr.skip()}
 
     def reuse_seed(owner: str | None, at: str, request: gr.Request) -> int:
         try:
