@@ -69,7 +69,10 @@ class Average:
 
 
 def write_manifest(folder: Path) -> None:
-    """sha256 of every weights file; core.models.load() holds them against it."""
+    """sha256 of every weights file; core.models.load() holds them against it. And no config tells where it was trained."""
+    for config in folder.glob("*/config.json"):
+        facts = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(facts, indent=2) + "\n")
     files = sorted(folder.glob("*/*.safetensors"))
     digests = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     (folder / "manifest.json").write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
