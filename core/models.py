@@ -79,11 +79,11 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cuda":
         return (
             torch.float16,
-            "float16: half the memory, twice the speed; the VAE stays in float32, where it cannot overflow to black",
+            "float16: half the memory of float32; the VAE stays in float32, where it cannot overflow to black",
         )
     if device.type == "mps":
         return torch.float32, "float32: half precision gives noise or black pictures on this device in some versions"
-    return torch.float32, "float32: on a CPU it is exact and, for one picture, as fast as half precision"
+    return torch.float32, "float32: the precision that the tests hold against diffusers bit for bit"
 
 
 def check_manifest(folder: Path) -> str:
