@@ -44,11 +44,12 @@ def make_app(engine: LocalEngine, default: str, example: Path = common.EXAMPLE) 
     """The page, ready to launch with **LAUNCH."""
     with gr.Blocks(title="Inside Stable Diffusion", fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         model, owner = common.header(engine, default, demo)
-        shared = common.Shared(engine, default, model, owner, Trace.open(example) if example.exists() else None)
+        first = Trace.open(example) if example.exists() else None
+        shared = common.Shared(engine, default, model, owner, first, gr.State(""))
         with gr.Tabs(elem_id="tabs"):
             for tab in ui.TABS:
-                with gr.Tab(common.i18n(tab.TITLE)):
-                    tab.build(shared)
+                with gr.Tab(common.i18n(tab.TITLE), id=tab.TITLE, elem_id=tab.TITLE) as place:
+                    tab.build(shared, place)
     return demo.queue(max_size=common.WATCHERS, api_open=False)
 
 

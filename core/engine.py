@@ -11,7 +11,9 @@ import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from core.sampling import Request, denoise
 from core.trace import Trace, to_uint8
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 KEPT_PER_OWNER = 8  # finished runs that a person can come back to
 KEPT_BYTES = 2 * 2**30  # finished runs in all: some 300 of the embedded model's
@@ -48,15 +51,39 @@ class Snapshot:
     message: str = ""  # why it failed, in one sentence
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a work hands over on its way: the i-th of count values, i from 0."""
+
+    i: int
+    count: int
+    value: object
+
+
+Work = Callable[[StableDiffusion], Iterator[Part]]  # it is stopped between two parts, so each should be short
+
+
 @dataclass(eq=False)
 class Job:
     id: str
     owner: str
-    request: Request
-    record: Record | None
+    model: str
+    kind: str  # "run", or what its tab calls such a work
     snapshot: Snapshot
+    request: Request | None = None  # of a run
+    record: Record | None = None
+    work: Work | None = None  # of anything else
     trace: Trace | None = None
+    values: list = field(default_factory=list)  # a work's parts so far
     stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(v, "nbytes", 0) for v in (self.trace, *self.values))
+
+    @property
+    def empty(self) -> bool:
+        return self.trace is None and not self.values
 
 
 class LocalEngine:
@@ -82,24 +109,34 @@ class LocalEngine:
 
     def submit(self, request: Request, owner: str = "", record: Record | None = None) -> str:
         """Queues a run and returns its id at once. Raises ValueError for an unknown model or a full queue."""
-        if request.model not in self.allowed:
-            raise ValueError(
-                f"There is no model {str(request.model)[:40]!r} in this app; choose one of {', '.join(self.allowed)}."
-            )
+        return self._queue(owner, request.model, "run", request=request, record=record)
+
+    def submit_work(self, model: str, work: Work, owner: str = "", kind: str = "work") -> str:
+        """Queues anything else that needs a model, under the same rules: work(sd) yields its parts, and is stopped between two of
+        them. `events` tells how far it is, `values` what it has made."""
+        return self._queue(owner, model, kind, work=work)
+
+    def ask(self, model: str, question: Callable[[StableDiffusion], T], owner: str = "") -> T:
+        """Waits for a turn of the model, and for the answer: a picture decoded, a prompt encoded, one prediction.
+
+        Raises ValueError with one sentence if it failed."""
+        job_id = self.submit_work(model, lambda sd: iter([Part(0, 1, question(sd))]), owner, "question")
+        try:
+            for _ in self.events(job_id):
+                pass
+            if not (values := self.values(job_id)):
+                raise ValueError("The app was closed before it could answer; start it again.")
+            return values[0]
+        finally:
+            self._drop(job_id)
+
+    def keep(self, trace: Trace, owner: str) -> str:
+        """Takes in a run that was made elsewhere (a cell of a sweep, a fork) as one of this person's, and returns its id."""
+        job_id = uuid.uuid4().hex
+        job = Job(job_id, owner, trace.request.model, "run", Snapshot(job_id, "done"), request=trace.request, trace=trace)
         with self._changed:
-            if self._closed:
-                raise ValueError("The app is closing; start it again to draw.")
-            mine = self._waiting.setdefault(owner, deque())
-            if len(mine) >= WAITING_PER_OWNER:
-                raise ValueError(f"You have {len(mine)} runs waiting already; let one finish, or stop one.")
-            if sum(map(len, self._waiting.values())) >= WAITING:
-                raise ValueError(f"{WAITING} runs are waiting; try again in a minute.")
-            job_id = uuid.uuid4().hex
-            job = Job(job_id, owner, request, record, Snapshot(job_id, "queued"))
-            mine.append(job)
-            self._jobs[job.id] = job
-            self._tell_places()
-        return job.id
+            self._jobs[job_id] = job
+        return job_id
 
     def events(self, job_id: str, rate: float = 10.0) -> Iterator[Snapshot]:
         """The job's state now and after each change, the newest only, at most `rate` times a second; ends with the job."""
@@ -132,6 +169,14 @@ class LocalEngine:
                     del self._waiting[job.owner]
                 self._tell(job, state="stopped", place=0)
                 self._tell_places()
+
+    def values(self, job_id: str, start: int = 0) -> list:
+        """What a work has made so far, from the start-th part on. Raises ValueError with its own sentence if it failed."""
+        with self._changed:
+            job = self._job(job_id)
+            if job.snapshot.state == "failed":
+                raise ValueError(job.snapshot.message)
+            return job.values[start:]
 
     def result(self, job_id: str, timeout: float | None = None) -> Trace:
         """Waits for the job's end and returns its trace (`stopped` and without a picture if it was stopped).
@@ -172,10 +217,17 @@ class LocalEngine:
         with self._changed:
             return (self._running is not None) + sum(map(len, self._waiting.values()))
 
-    def mine(self, owner: str) -> list[str]:
-        """Ids of this person's jobs that are still kept, oldest first."""
+    def mine(self, owner: str, kind: str = "run") -> list[str]:
+        """Ids of this person's jobs of one kind that are still kept, oldest first."""
         with self._changed:
-            return [job.id for job in self._jobs.values() if job.owner == owner]
+            return [job.id for job in self._jobs.values() if job.owner == owner and job.kind == kind]
+
+    def forget(self, owner: str) -> None:
+        """Stops and lets go of everything of this person's."""
+        for job_id in [job.id for job in list(self._jobs.values()) if job.owner == owner]:
+            with suppress(ValueError):
+                self.cancel(job_id)
+            self._drop(job_id)
 
     def close(self) -> None:
         """Stops the worker at its next step. Jobs that wait are stopped."""
@@ -190,6 +242,28 @@ class LocalEngine:
         self._worker.join()
 
     # --- the worker -----------------------------------------------------------------------------------------------------------
+
+    def _queue(self, owner: str, model: str, kind: str, **what: object) -> str:
+        if model not in self.allowed:
+            raise ValueError(f"There is no model {str(model)[:40]!r} in this app; choose one of {', '.join(self.allowed)}.")
+        with self._changed:
+            if self._closed:
+                raise ValueError("The app is closing; start it again to draw.")
+            mine = self._waiting.setdefault(owner, deque())
+            if len(mine) >= WAITING_PER_OWNER:
+                raise ValueError(f"You have {len(mine)} runs waiting already; let one finish, or stop one.")
+            if sum(map(len, self._waiting.values())) >= WAITING:
+                raise ValueError(f"{WAITING} runs are waiting; try again in a minute.")
+            job_id = uuid.uuid4().hex
+            job = Job(job_id, owner, model, kind, Snapshot(job_id, "queued"), **what)  # pyright: ignore[reportArgumentType]
+            mine.append(job)
+            self._jobs[job_id] = job
+            self._tell_places()
+        return job_id
+
+    def _drop(self, job_id: str) -> None:
+        with self._changed:
+            self._jobs.pop(job_id, None)
 
     def _job(self, job_id: str) -> Job:
         if job_id not in self._jobs:
@@ -226,25 +300,25 @@ class LocalEngine:
             if queue:
                 self._waiting[job.owner] = queue  # to the end of the round
             self._running = job
-            self._tell(job, state="loading" if job.request.model not in self._models else "running", place=0)
+            self._tell(job, state="loading" if job.model not in self._models else "running", place=0)
             self._tell_places()
             return job
 
     def _forget(self) -> None:
         """Lets go of the oldest ended runs: of each person beyond a number, of all beyond a size."""
         ended = [j for j in self._jobs.values() if j.snapshot.state in ENDED]
-        empty = [j for j in ended if j.trace is None]  # failed, or stopped in the queue: kept for whoever still asks why
-        full = [j for j in ended if j.trace is not None]
+        empty = [j for j in ended if j.empty]  # failed, or stopped in the queue: kept for whoever still asks why
+        full = [j for j in ended if not j.empty]
         gone = empty[:-WAITING]
-        for owner in {j.owner for j in full}:
-            gone += [j for j in full if j.owner == owner][:-KEPT_PER_OWNER]
-        size = sum(j.trace.nbytes for j in full if j.trace and j not in gone)
+        for owner, kind in {(j.owner, j.kind) for j in full}:
+            gone += [j for j in full if (j.owner, j.kind) == (owner, kind)][:-KEPT_PER_OWNER]
+        size = sum(j.nbytes for j in full if j not in gone)
         for job in [j for j in full if j not in gone]:
-            if size > KEPT_BYTES and job.trace:
-                size -= job.trace.nbytes
+            if size > KEPT_BYTES:
+                size -= job.nbytes
                 gone.append(job)
         for job in gone:
-            del self._jobs[job.id]
+            self._jobs.pop(job.id, None)
         for owner in [o for o, q in self._waiting.items() if not q]:
             del self._waiting[owner]
 
@@ -264,15 +338,33 @@ class LocalEngine:
                 self._tell(job, state="failed", message=why)
 
     def _run(self, job: Job) -> None:
-        sd = self.model(job.request.model)
+        sd = self.model(job.model)
         if job.stop.is_set():  # stopped while its model was loading
             self._tell(job, state="stopped")
-            return
+        elif job.work:
+            self._do(job, sd, job.work)
+        else:
+            assert job.request is not None
+            self._draw(job, sd, job.request)
+
+    def _do(self, job: Job, sd: StableDiffusion, work: Work) -> None:
+        began, part = time.perf_counter(), None
+        self._tell(job, state="running")
+        for part in work(sd):
+            job.values.append(part.value)
+            done = part.i + 1
+            left = (time.perf_counter() - began) / done * (part.count - done)
+            self._tell(job, i=done, count=part.count, seconds_left=left)
+            if job.stop.is_set():
+                break
+        self._tell(job, state="done" if part is None or part.i + 1 == part.count else "stopped")
+
+    def _draw(self, job: Job, sd: StableDiffusion, request: Request) -> None:
         began = time.perf_counter()
-        trace = Trace.start(sd, job.request)
+        trace = Trace.start(sd, request)
         self._tell(job, state="running")
         last = None
-        for last in trace.follow(denoise(sd, job.request, job.record)):
+        for last in trace.follow(denoise(sd, request, job.record)):
             done, took = last.i + 1, time.perf_counter() - began
             preview, noisy = (to_uint8(latents.preview(sd, z))[0].cpu() for z in (last.x0, last.x_in))
             left = took / done * (last.count - done)

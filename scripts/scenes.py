@@ -174,8 +174,8 @@ def _boxes(spec: Spec, side: int, rng: random.Random) -> list[tuple[Image.Image,
 def _stylise(picture: Image.Image, style: str, light: np.ndarray, cover: np.ndarray) -> Image.Image:
     """The filter that stands for a style. light: the background alone, (H, W, 3); cover: where an object is, (H, W, 1) in [0, 1]."""
     side = picture.width
-    if style == "oil painting":  # flat strokes of the commonest colour nearby, rich paint
-        return ImageEnhance.Color(picture.filter(ImageFilter.ModeFilter(2 * (side // 56) + 1))).enhance(1.35)
+    if style == "oil painting":  # strokes of the middle colour nearby, rich paint
+        return ImageEnhance.Color(picture.filter(ImageFilter.MedianFilter(2 * (side // 56) + 1))).enhance(1.3)
     if style == "pencil sketch":  # colour dodge by the blurred negative leaves lines; tinted paper, shaded objects
         grey = np.asarray(picture.convert("L"), np.float32)
         soft = np.asarray(picture.convert("L").filter(ImageFilter.GaussianBlur(side / 36)), np.float32)

@@ -68,6 +68,47 @@ class Average:
             self.values[key] = old
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every matrix is made orthogonal before it is a step (Jordan et al. 2024; Liu et al. 2025 for the factor that
+    makes AdamW's learning rates fit). A convolution's kernel is the matrix (out, in h w). torch.optim.Muon takes no kernels."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 1e-3):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.shapes: dict[tuple[int, int], list[nn.Parameter]] = {}  # one batched product for all matrices of a shape
+        for p in parameters:
+            sides = p.shape[0], p[0].numel()
+            self.shapes.setdefault((min(sides), max(sides)), []).append(p)
+
+    @staticmethod
+    def takes(p: nn.Parameter) -> bool:
+        return p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16
+
+    @staticmethod
+    def orthogonal(x: Tensor, rounds: int = 5) -> Tensor:
+        """(N, r, c), r <= c: all singular values to about 1, by Newton and Schulz's iteration with Jordan's quintic."""
+        x = x.bfloat16()
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+        for _ in range(rounds):
+            a = x @ x.mT
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        return x.float()
+
+    @torch.no_grad()
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        group = self.param_groups[0]
+        for (_, columns), parameters in self.shapes.items():
+            moves = []
+            for p in parameters:
+                assert p.grad is not None
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                mean.lerp_(p.grad, 1 - group["momentum"])
+                move = p.grad.lerp(mean, group["momentum"]).reshape(p.shape[0], -1)
+                moves.append(move if move.shape[0] <= move.shape[1] else move.mT)
+            for p, move in zip(parameters, self.orthogonal(torch.stack(moves)) * 0.2 * columns**0.5, strict=True):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_((move if p.shape[0] <= p[0].numel() else move.mT).reshape(p.shape), alpha=group["lr"])
+
+
 def write_manifest(folder: Path) -> None:
     """sha256 of every weights file; core.models.load() holds them against it. And no config tells where it was trained."""
     for config in folder.glob("*/config.json"):
@@ -107,14 +148,21 @@ def train_loop(
     """Trains until the clock is over, saves every few minutes, resumes where a former call stopped. Returns the steps done.
     loss_of(clock) makes one batch's loss; report() is called with the average in the modules and its text is printed."""
     where = device()
-    parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    named = [(n, p) for m in modules.values() for n, p in m.named_parameters() if p.requires_grad]
+    parameters = [p for _, p in named]
+    matrices = [p for n, p in named if Muon.takes(p) and "embedding" not in n]
+    rest = [p for p in parameters if not any(p is m for m in matrices)]
+    optimizers = [
+        Muon(matrices, peak, weight_decay=weight_decay),
+        torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True),
+    ]
     average, step, done = Average(modules, decay), 0, 0.0
     if (state := load_state(name)) is not None:
         for key, module in modules.items():
             module.load_state_dict(state["modules"][key])
         average.values = {k: {n: v.to(where) for n, v in d.items()} for k, d in state["average"].items()}
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         step, done = state["step"], state["minutes"]
         torch.set_rng_state(state["rng"])
         print(f"{name}: resumed at step {step}, {done:.1f} of {plan} minutes", flush=True)
@@ -124,7 +172,7 @@ def train_loop(
         average.swap()
         text = report()
         average.swap()
-        lr = optimizer.param_groups[0]["lr"]
+        lr = optimizers[0].param_groups[0]["lr"]
         mean = sum(losses) / max(1, len(losses))
         print(f"{name}: step {step} · {clock.done:.1f} min · loss {mean:.4f} · lr {lr:.1e} · {text}", flush=True)
         save_state(
@@ -132,7 +180,7 @@ def train_loop(
             {
                 "modules": {k: m.state_dict() for k, m in modules.items()},
                 "average": average.values,
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
                 "step": step,
                 "minutes": clock.done,
                 "rng": torch.get_rng_state(),
@@ -140,13 +188,14 @@ def train_loop(
         )
 
     while not clock.over:
-        for group in optimizer.param_groups:
-            group["lr"] = clock.rate(peak, step)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = clock.rate(peak, step)
         loss = loss_of(clock)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
         average.update(step)
         losses = [*losses[-199:], loss.item()]

@@ -10,7 +10,7 @@ import torch
 from conftest import toy_model
 
 from core import schedulers
-from core.engine import LocalEngine
+from core.engine import LocalEngine, Part
 from core.sampling import Request, denoise
 
 NAMES = ["DDIM", "PNDM", "Euler", "DPM++ 2M", "UniPC", "Heun"]
@@ -230,3 +230,45 @@ def test_finished_runs_are_kept_for_their_owner_up_to_a_limit(engine):
     assert engine.mine("a") == ids[2:] and engine.mine("b") == [other]
     with pytest.raises(ValueError, match="no longer kept"):
         engine.result(ids[0])
+
+
+# --- anything else that needs a model -----------------------------------------------------------------------------------------
+
+
+def test_a_work_hands_over_its_parts_and_is_stopped_between_two(engine):
+    def count(sd):
+        for i in range(1000):
+            time.sleep(0.01)
+            yield Part(i, 1000, i * i)
+
+    one = engine.submit_work("toy", count, "anna", "counting")
+    for snapshot in engine.events(one):
+        if snapshot.i >= 3:
+            engine.cancel(one)
+    assert snapshot.state == "stopped" and 3 <= snapshot.i < 1000
+    assert engine.values(one) == [i * i for i in range(snapshot.i)]
+    assert engine.values(one, 2)[0] == 4
+    assert engine.mine("anna", "counting") == [one] and one not in engine.mine("anna")
+    with pytest.raises(ValueError, match="before it began"):
+        engine.result(one)
+
+
+def test_a_question_waits_for_its_turn_and_leaves_nothing_behind(engine):
+    assert engine.ask("toy", lambda sd: sd.factor, "ben") == 8
+
+    def wrong(sd):
+        raise ValueError("The picture is too small; take a larger one.")
+
+    with pytest.raises(ValueError, match="take a larger one"):
+        engine.ask("toy", wrong, "ben")
+    assert not engine.mine("ben", "question")
+
+
+def test_a_run_made_elsewhere_is_kept_and_everything_can_be_forgotten(engine):
+    trace = engine.result(engine.submit(Request("a", steps=2, model="toy"), "cleo"))
+    again = engine.keep(trace, "cleo")
+    assert engine.result(again) is trace and len(engine.mine("cleo")) == 2
+    engine.forget("cleo")
+    assert not engine.mine("cleo")
+    with pytest.raises(ValueError, match="no longer kept"):
+        engine.result(again)

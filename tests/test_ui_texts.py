@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import ui
 from core import catalog, images
 from core.sampling import Request, check_interval
 from core.schedulers import make
-from ui import prompt, texts
+from ui import texts
 
 UI = Path(texts.__file__).parent
 SOURCES = "\n".join(path.read_text("utf-8") for path in [*UI.glob("*.py"), *UI.glob("*.js")] if path.name != "texts.py")
@@ -32,22 +33,24 @@ def test_japanese_is_japanese():
 
 
 def test_every_text_is_used_and_every_text_used_is_there():
+    # A script says texts.x, which is the key {script}_x; viewer.js is the oldest and says view_x.
+    scripts = {("view" if path.stem == "viewer" else path.stem): path.read_text("utf-8") for path in UI.glob("*.js")}
+    in_scripts = {f"{name}_{key}" for name, script in scripts.items() for key in re.findall(r"\btexts\.(\w+)", script)}
+    assert not in_scripts - texts.EN.keys(), "said by a script, but not there"
+    said = set(re.findall(r"""["']([a-z0-9_]+)["']""", SOURCES)) | in_scripts
+    said |= {f"{tab}_{part}" for tab in re.findall(r'heading\("(\w+)"\)', SOURCES) for part in ("question", "about")}
     # The status of a run and the marks of a token are put together: f"status_{state}".
-    said = set(re.findall(r"""["']([a-z0-9_]+)["']""", SOURCES)) | {
-        f"view_{name}" for name in re.findall(r"\btexts\.(\w+)", SOURCES)
-    }
     put_together = {"status_": ("queued", "loading", "running", "starting", "decoding"), "tokens_": ("start", "end")}
     said |= {prefix + end for prefix, ends in put_together.items() for end in ends if f'"{prefix}{{' in SOURCES}
     assert texts.EN.keys() - said == set(), "never said"
-    in_script = re.findall(r"\btexts\.(\w+)", (UI / "viewer.js").read_text("utf-8"))
-    assert not {f"view_{name}" for name in in_script} - texts.EN.keys(), "said by the script, but not there"
     asked = re.findall(r'(?:i18n|hint)\("(\w+)"\)|say\((?:language|common.language\(request\)), "(\w+)"', SOURCES)
     assert not {key for pair in asked for key in pair if key} - texts.EN.keys(), "said, but not there"
 
 
-def test_the_tab_explains_itself_in_its_docstring_as_on_the_page():
-    docstring = " ".join(inspect.cleandoc(prompt.__doc__).split())
-    assert docstring == f"{texts.EN['prompt_question']} {texts.EN['prompt_about']}"
+@pytest.mark.parametrize("tab", ui.TABS, ids=lambda tab: tab.__name__)
+def test_a_tab_explains_itself_in_its_docstring_as_on_the_page(tab):
+    docstring, name = " ".join(inspect.cleandoc(tab.__doc__).split()), tab.TITLE.removeprefix("tab_")
+    assert docstring == f"{texts.EN[f'{name}_question']} {texts.EN[f'{name}_about']}"
 
 
 def test_labels_carry_no_emoji():

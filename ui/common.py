@@ -19,6 +19,8 @@ from ui import texts
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent / "assets" / "examples" / "first.safetensors"
 
+EXAMPLE_RUN = "example"  # the id of the run that the page opens with
+
 # Handlers only watch runs: the engine has the one lane of the device. So many may watch at once, and each needs a thread while it does.
 WATCHERS = 60
 WATCH = {"concurrency_id": "watch", "concurrency_limit": WATCHERS, "show_progress": "hidden", "api_visibility": "private"}
@@ -39,6 +41,25 @@ class Shared:
     model: gr.Dropdown  # the header's model menu
     owner: gr.BrowserState  # a random name for this browser, by which a reloaded page finds its runs
     example: Trace | None  # the finished run that the page opens with
+    shown: gr.State  # the id of the run that all tabs look at; "" before there is one
+
+    def kept(self, owner: str) -> list[tuple[str, Trace]]:
+        """This person's ended runs, newest first, and the example."""
+        found = []
+        for one in reversed(self.engine.mine(owner)):
+            try:
+                found.append((one, self.engine.result(one, timeout=0)))
+            except (ValueError, TimeoutError):  # failed, stopped before its first step, forgotten meanwhile; or still going on
+                continue
+        return found + ([(EXAMPLE_RUN, self.example)] if self.example else [])
+
+    def trace_of(self, one: str, owner: str | None) -> Trace:
+        """A run by its id, if it is this person's; ValueError with one sentence if there is none."""
+        if not one:
+            raise ValueError("There is no run yet; draw one first.")
+        if trace := dict(self.kept(owner_of(owner))).get(one):
+            return trace
+        raise ValueError("This run is no longer kept; make it again from its settings.")
 
 
 def language(request: gr.Request) -> str:
@@ -152,6 +173,40 @@ def header(engine: LocalEngine, default: str, demo: gr.Blocks) -> tuple[gr.Dropd
     for event in (demo.load, gr.Timer(3).tick, model.change):
         event(tick, model, device, **QUICK)
     return model, owner
+
+
+def heading(tab: str) -> None:
+    """A tab's question and the sentences under it: the texts `{tab}_question` and `{tab}_about`."""
+    gr.HTML(i18n(f"{tab}_question"), html_template="<h2>${value}</h2>", apply_default_css=False, elem_classes="question")
+    gr.HTML(i18n(f"{tab}_about"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="about")
+
+
+def hint(key: str) -> None:
+    gr.HTML(i18n(key), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
+
+
+def run_name(one: str, trace: Trace, language: str) -> str:
+    """A run in one line: its words, w, steps, seed."""
+    r = trace.request
+    words = r.prompt.strip() or texts.say(language, "runs_no_words")
+    words = words if len(words) <= 60 else words[:59] + "…"
+    how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
+    return f"{words} · {how} · {r.scheduler} · {texts.say(language, 'runs_seed', seed=r.seed)}"
+
+
+def run_menu(shared: Shared, tab: gr.Tab, name: str) -> gr.Dropdown:
+    """The menu of this person's runs, on top of each tab that looks into one. Choosing in it changes `shared.shown` for all tabs."""
+    menu = gr.Dropdown([], label=i18n("looking_at"), filterable=False, elem_id=f"{name}-run", elem_classes="run-menu")
+
+    def fill(owner: str | None, shown: str, request: gr.Request):
+        runs = shared.kept(owner_of(owner))
+        choices = [(run_name(one, trace, language(request)), one) for one, trace in runs]
+        known = shown if shown in dict(runs) else choices[0][1] if choices else None
+        return gr.Dropdown(choices=choices, value=known)
+
+    gr.on([tab.select, shared.shown.change], fill, [shared.owner, shared.shown], menu, **QUICK)
+    menu.input(lambda one: one, menu, shared.shown, **QUICK)
+    return menu
 
 
 def event_value(event: gr.EventData, name: str) -> str:

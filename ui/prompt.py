@@ -21,10 +21,9 @@ from core.schedulers import SCHEDULERS
 from core.text import Tokens, tokenize
 from core.trace import Trace
 from ui import common, render, texts
-from ui.common import LOOK, QUICK, WATCH, Shared, i18n
+from ui.common import EXAMPLE_RUN, LOOK, QUICK, WATCH, Shared, hint, i18n
 
 TITLE = "tab_prompt"  # a key of ui/texts.py
-EXAMPLE = "example"  # the id of the run that the page opens with
 
 
 # --- the handler: plain Python, nothing of gradio -----------------------------------------------------------------------------
@@ -105,13 +104,13 @@ def live(snapshot: Snapshot, language: str) -> dict:
         "i": snapshot.i,
         "count": snapshot.count,
         **pictures,
-        "texts": texts.viewer(language),
+        "texts": texts.of(language, "view_"),
     }
 
 
 def finished(trace: Trace, job: str, language: str) -> dict:
     """A run that has ended, whole: everything that the viewer needs to scrub through it without asking again."""
-    if job == EXAMPLE:
+    if job == EXAMPLE_RUN:
         status = texts.say(language, "status_example")
     elif trace.stopped:
         status = texts.say(language, "status_stopped", i=len(trace), count=trace.steps[0].count)
@@ -136,12 +135,12 @@ def finished(trace: Trace, job: str, language: str) -> dict:
         "words": render.words(trace),
         "png": render.png_uri(trace) if done else None,
         "file": file_name(trace),
-        "texts": texts.viewer(language),
+        "texts": texts.of(language, "view_"),
     }
 
 
 def empty(language: str, status: str = "") -> dict:
-    return {"kind": "empty", "status": texts.say(language, status) if status else "", "texts": texts.viewer(language)}
+    return {"kind": "empty", "status": texts.say(language, status) if status else "", "texts": texts.of(language, "view_")}
 
 
 def file_name(trace: Trace) -> str:
@@ -195,7 +194,7 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
         facts = f"{how}<br>{html.escape(r.scheduler)}, {texts.say(language, 'runs_seed', seed=r.seed)}"
         label = (
             texts.say(language, "runs_example")
-            if job == EXAMPLE
+            if job == EXAMPLE_RUN
             else texts.say(language, "runs_stopped")
             if trace.stopped
             else ""
@@ -238,17 +237,12 @@ def difference(left: Trace, right: Trace, language: str) -> str:
 # --- the page -----------------------------------------------------------------------------------------------------------------
 
 
-def hint(key: str) -> None:
-    gr.HTML(i18n(key), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
-
-
-def build(shared: Shared) -> None:
+def build(shared: Shared, tab: gr.Tab) -> None:
     """Lays the tab out and wires it. Every handler's output is a dict of component -> value: what it leaves out stays as it is."""
     engine, demo = shared.engine, gr.context.Context.root_block
     first_request = shared.example.request if shared.example else Request("", seed=1)
 
-    gr.HTML(i18n("prompt_question"), html_template="<h2>${value}</h2>", apply_default_css=False, elem_classes="question")
-    gr.HTML(i18n("prompt_about"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="about")
+    common.heading("prompt")
 
     with gr.Row(elem_classes="tab-body"):
         with gr.Column(scale=0, min_width=320, elem_classes="controls words-in"):
@@ -339,29 +333,11 @@ def build(shared: Shared) -> None:
                 close = gr.Button(i18n("compare_close"), elem_id="close", size="md")
 
     job = gr.State("")  # the run that Stop stops
-    shown = gr.State("")  # the run in the viewer
+    shown = shared.shown  # the run in the viewer
     before = gr.State("")  # the run that "Try it" began from
     controls = [prompt, negative, seed, steps, guidance, scheduler, width, height, first, last, shared.model]
     busy = {run: gr.update(visible=False), stop: gr.update(visible=True)}
     idle = {run: gr.update(visible=True), stop: gr.update(visible=False)}
-
-    def kept(owner: str) -> list[tuple[str, Trace]]:
-        """This person's ended runs, newest first, and the example."""
-        found = []
-        for one in reversed(engine.mine(owner)):
-            try:
-                found.append((one, engine.result(one, timeout=0)))
-            except (ValueError, TimeoutError):  # failed, stopped before its first step, forgotten meanwhile; or still going on
-                continue
-        return found + ([(EXAMPLE, shared.example)] if shared.example else [])
-
-    def trace_of(one: str, owner: str) -> Trace:
-        """A run by its id, if it is this person's."""
-        if not one:
-            raise ValueError("There is no run yet; draw one first.")
-        if trace := dict(kept(owner)).get(one):
-            return trace
-        raise ValueError("This run is no longer kept; make it again from its settings.")
 
     def restored(request: Request) -> dict:
         """The controls set to a run's settings."""
@@ -381,11 +357,11 @@ def build(shared: Shared) -> None:
                 if value["kind"] == "live":
                     yield {viewer: common.packed(value)}
         except ValueError as error:
-            ended = kept(owner)  # back to what was there before
+            ended = shared.kept(owner)  # back to what was there before
             back = finished(ended[0][1], ended[0][0], language) if ended else empty(language)
             yield idle | {viewer: common.packed(back), shown: ended[0][0] if ended else ""}
             raise common.refusal(language, error) from None
-        now = {shown: one, runs: runs_html(kept(owner), one, language)} if value["kind"] == "run" else {}
+        now = {shown: one, runs: runs_html(shared.kept(owner), one, language)} if value["kind"] == "run" else {}
         yield idle | now | {viewer: common.packed(value)}
 
     def draw(request: gr.Request, owner: str | None, *values) -> Iterator[dict]:
@@ -401,7 +377,7 @@ def build(shared: Shared) -> None:
     def arrive(stored: str | None, request: gr.Request) -> dict:
         """A page opens: with its newest run if there is one, else with the example. If one still goes on, `resume` follows it."""
         language, owner = common.language(request), common.owner_of(stored)
-        ended = kept(owner)
+        ended = shared.kept(owner)
         over = dict(ended)
         going = [one for one in engine.mine(owner) if one not in over and (s := engine.snapshot(one)) and s.state not in ENDED]
         newest, trace = ended[0] if ended else ("", None)
@@ -409,7 +385,7 @@ def build(shared: Shared) -> None:
         if trace is None:
             page |= {viewer: common.packed(empty(language))}
         else:
-            page |= restored(trace.request) | ({shared.model: shared.default} if newest == EXAMPLE else {})
+            page |= restored(trace.request) | ({shared.model: shared.default} if newest == EXAMPLE_RUN else {})
             page |= {shown: newest, viewer: common.packed(finished(trace, newest, language))}
         if going:
             del page[viewer]
@@ -431,14 +407,14 @@ def build(shared: Shared) -> None:
         language, owner = common.language(request), common.owner_of(owner)
         act, one = common.event_value(event, "act"), common.event_value(event, "job")
         try:
-            trace = trace_of(one, owner)
+            trace = shared.trace_of(one, owner)
             if act == "restore":
                 return restored(trace.request)
             if act == "compare":
-                return comparison(trace, trace_of(at, owner), language)
+                return comparison(trace, shared.trace_of(at, owner), language)
         except ValueError as error:
             raise common.refusal(language, error) from None
-        page = {viewer: common.packed(finished(trace, one, language)), runs: runs_html(kept(owner), one, language)}
+        page = {viewer: common.packed(finished(trace, one, language)), runs: runs_html(shared.kept(owner), one, language)}
         return page | {shown: one, compare: gr.update(visible=False)}
 
     def comparison(left: Trace, right: Trace, language: str) -> dict:
@@ -450,14 +426,14 @@ def build(shared: Shared) -> None:
     def weaken(owner: str | None, at: str, request: gr.Request) -> dict:
         """The settings of the run in the viewer, but guidance 1."""
         try:
-            return {before: at} | restored(trace_of(at, common.owner_of(owner)).request) | {guidance: 1}
+            return {before: at} | restored(shared.trace_of(at, common.owner_of(owner)).request) | {guidance: 1}
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 
     def compare_both(owner: str | None, first_run: str, second_run: str, request: gr.Request) -> dict:
         owner = common.owner_of(owner)
         try:
-            left, right = trace_of(first_run, owner), trace_of(second_run, owner)
+            left, right = shared.trace_of(first_run, owner), shared.trace_of(second_run, owner)
             if first_run != second_run:
                 return comparison(left, right, common.language(request))
         except ValueError:  # one of them was stopped: nothing to compare, and nothing wrong
@@ -466,7 +442,7 @@ def build(shared: Shared) -> None:
 
     def reuse_seed(owner: str | None, at: str, request: gr.Request) -> int:
         try:
-            return trace_of(at, common.owner_of(owner)).request.seed
+            return shared.trace_of(at, common.owner_of(owner)).request.seed
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 

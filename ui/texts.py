@@ -15,6 +15,7 @@ EN = {
     "queue_one": "1 run in the queue",
     "queue_many": "{count} runs in the queue",
     "projector": "Projector",
+    "looking_at": "Looking at the run",
     # the Prompt tab
     "tab_prompt": "Prompt",
     "prompt_question": "How does noise become a picture?",
@@ -132,6 +133,7 @@ JA = {
     "queue_one": "実行待ち 1 件",
     "queue_many": "実行待ち {count} 件",
     "projector": "投影用",
+    "looking_at": "見ている実行",
     "tab_prompt": "プロンプト",
     "prompt_question": "ノイズはどうやって絵になるの？",
     "prompt_about": "Stable Diffusion は、ただのノイズから出発します。ステップごとに UNet が「まだ残っているノイズ」を予測し、スケジューラーがそれを少しずつ取り除きます。どの予測も、あなたの言葉に導かれています。",
@@ -373,9 +375,9 @@ def say(language: str, key: str, **values: object) -> str:
     return LANGUAGES[language][key].format(**values)
 
 
-def viewer(language: str) -> dict[str, str]:
-    """What the viewer's script says, without the prefix."""
-    return {key.removeprefix("view_"): text for key, text in LANGUAGES[language].items() if key.startswith("view_")}
+def of(language: str, prefix: str) -> dict[str, str]:
+    """The texts of one script: those whose key begins with its prefix, without it."""
+    return {key.removeprefix(prefix): text for key, text in LANGUAGES[language].items() if key.startswith(prefix)}
 
 
 def sentence(language: str, error: Exception | str) -> str:
