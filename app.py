@@ -45,7 +45,7 @@ def make_app(engine: LocalEngine, default: str, example: Path = common.EXAMPLE) 
     with gr.Blocks(title="Inside Stable Diffusion", fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         model, owner = common.header(engine, default, demo)
         first = Trace.open(example) if example.exists() else None
-        shared = common.Shared(engine, default, model, owner, first, gr.State(""))
+        shared = common.Shared(engine, default, model, owner, first, gr.State(""), gr.State(None))
         with gr.Tabs(elem_id="tabs"):
             for tab in ui.TABS:
                 with gr.Tab(common.i18n(tab.TITLE), id=tab.TITLE, elem_id=tab.TITLE) as place:
@@ -80,7 +80,7 @@ LAUNCH = {
     ),
     "app_kwargs": {"middleware": [Middleware(common.SwitchedLanguage)]},
     "css_paths": STYLE,
-    "head_paths": Path(ui.__file__).parent / "head.html",
+    "head_paths": [Path(ui.__file__).parent / name for name in ("head.html", "maps.html")],
     "i18n": common.i18n,
     "footer_links": ["api"],
     "run_history": False,

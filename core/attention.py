@@ -9,11 +9,12 @@ In a cross-attention layer every latent position asks (query) and every token an
 The picture still comes from the fused kernel; P is computed beside it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
@@ -25,17 +26,24 @@ class Record:
 
     layers: tuple[str, ...] | None = None  # names as in layers_of(); None = all
     heads: bool = False  # every head by itself, instead of their mean: as many times the memory
+    itself: int = 0  # self-attention too, where a layer has at most so many positions: SMALL is 16 x 16, and P has their square
+
+
+SMALL = 256
 
 
 class Recorder:
-    """The sink of one UNet call: layer name -> P, (branches, h w, 77), or (branches, heads, h w, 77) with single heads; float32."""
+    """The sink of one UNet call: layer name -> P, (branches, h w, 77), or (branches, heads, h w, 77) with single heads; float32.
+
+    Self-attention goes by its own layer's name (attn1) and has h w columns instead of 77, always averaged over heads.
+    """
 
     def __init__(self, what: Record):
         self.what = what
         self.maps: dict[str, Tensor] = {}
 
-    def wants(self, layer: str) -> bool:
-        return self.what.layers is None or layer in self.what.layers
+    def wants(self, layer: str, positions: int, itself: bool) -> bool:
+        return positions <= self.what.itself if itself else self.what.layers is None or layer in self.what.layers
 
 
 class RecordableProcessor(AttnProcessor2_0):
@@ -54,23 +62,42 @@ class RecordableProcessor(AttnProcessor2_0):
         temb: Tensor | None = None,
         record: Recorder | None = None,
     ) -> Tensor:
-        if record is not None and encoder_hidden_states is not None and record.wants(self.layer):
-            record.maps[self.layer] = probabilities(attn, hidden_states, encoder_hidden_states, record.what.heads)
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        itself = encoder_hidden_states is None
+        if record is None or not record.wants(self.layer, hidden_states.shape[1], itself):
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        # What diffusers' processor does, line for line, of which Stable Diffusion's layers need these alone (see make_recordable):
+        # queries and keys, once computed, serve the picture and the record.
+        assert attn.to_k is not None and attn.to_v is not None and attn.to_out is not None and attention_mask is None
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (
+            line(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, h w or 77, d)
+            for line, x in ((attn.to_q, hidden_states), (attn.to_k, source), (attn.to_v, source))
+        )
+        record.maps[self.layer] = probabilities(q, k, attn.scale, record.what.heads and not itself)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, h w, C)
+        return attn.to_out[1](attn.to_out[0](mixed))
 
 
-def probabilities(attn: Attention, hidden_states: Tensor, text: Tensor, heads: bool) -> Tensor:
-    """softmax(Q K^T scale), float32: (B, h w, 77) averaged over heads, or (B, heads, h w, 77)."""
-    assert attn.to_k is not None
-    q = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, h w, d)
-    k = attn.to_k(text).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, 77, d)
+def probabilities(q: Tensor, k: Tensor, scale: float, heads: bool) -> Tensor:
+    """softmax(Q K^T scale), float32: (B, h w, 77) averaged over heads, or (B, heads, h w, 77).
+
+    q: (B, heads, h w, d); k: (B, heads, 77, d), or h w in place of 77."""
     # In float32, as half precision overflows here in SD 2.1, which says so itself by `upcast_attention`.
-    p = (q.float() @ k.float().transpose(-1, -2) * attn.scale).softmax(-1)  # (B, heads, h w, 77)
+    scores = q.float().flatten(0, 1) @ (k.float() * scale).flatten(0, 1).transpose(1, 2)  # (B heads, h w, 77)
+    p = scores.softmax(-1).unflatten(0, q.shape[:2])
     return p if heads else p.mean(1)
 
 
 def make_recordable(unet: UNet2DConditionModel) -> None:
-    """Gives every attention layer a processor that knows its name. Called once, by models.load()."""
+    """Gives every attention layer a processor that knows its name. Called once, by models.load().
+
+    Raises ValueError for attention that is more than Stable Diffusion's, of which the record would not be true.
+    """
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention):
+            more = (module.spatial_norm, module.group_norm, module.norm_cross, module.norm_q, module.norm_k)
+            if any(more) or module.residual_connection or module.rescale_output_factor != 1:
+                raise ValueError(f"The attention of {name} is not Stable Diffusion's; choose an SD 1 or SD 2 checkpoint.")
     # Self-attention gets it too: diffusers hands a keyword only to layers whose processor names it, and warns of the others.
     unet.set_attn_processor({name: RecordableProcessor(name.removesuffix(".processor")) for name in unet.attn_processors})
 
@@ -133,3 +160,56 @@ def heat_map(steps: Iterable[Mapping[str, Tensor]], positions: tuple[int, ...], 
     if not all(0 <= k < len(maps) for k in positions):
         raise ValueError(f"Tokens stand at 0 to {len(maps) - 1}, not at {positions}; pick one of this run's tokens.")
     return maps[list(positions)].mean(0)
+
+
+def in_time(
+    steps: Sequence[Mapping[str, Tensor]],
+    *,
+    size: tuple[int, int],
+    layers: Iterable[str] | None = None,
+    branch: int = -1,
+    gather: Tensor | None = None,
+) -> Tensor:
+    """heat_maps of each step by itself, (steps, 77, h, w) float32 in [0, 1]; options as there.
+
+    gather: (77, k), sums of columns: a word's share of the attention is the sum of its tokens', and k maps come back instead of 77.
+    All steps must have recorded the same layers. Raises ValueError if nothing was recorded.
+    """
+    total, count = torch.zeros(1), 0
+    for layer in steps[0] if steps else ():
+        if layers is None or layer in layers:
+            p = torch.stack([maps[layer][branch] for maps in steps]).float()  # (steps, h w, 77)
+            p = p if gather is None else p @ gather.to(p)
+            grid = p.transpose(1, 2).unflatten(2, grid_of(p.shape[1], *size)).cpu()  # (steps, 77, h', w')
+            total = total + F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
+            count += 1
+    if not count:
+        raise ValueError("This run recorded no attention in these layers; run again with recording on.")
+    return total / count
+
+
+def upper(maps: Tensor, size: tuple[int, int], share: float = 0.5) -> Tensor:
+    """The part of each map (n, h, w) that lies above low + share (high - low), as masks (n, H, W) bool of the given size.
+
+    The maps are enlarged bilinearly first. share: 0 .. 1; a half is what scripts/evaluate.py measures with.
+    """
+    large = F.interpolate(maps[:, None].float(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
+    return large > low + share * (high - low)
+
+
+def iou(maps: Tensor, mask: Tensor, share: float = 0.5) -> Tensor:
+    """How well the upper part of each map (n, h, w) fits a mask (H, W) bool: intersection over union, (n,) in [0, 1].
+
+    Raises ValueError if the mask is empty.
+    """
+    if not mask.any():
+        raise ValueError("The mask is empty; paint the object, or load a mask that is white where it is.")
+    part = upper(maps, (mask.shape[0], mask.shape[1]), share)
+    return (part & mask).sum((1, 2)) / (part | mask).sum((1, 2))
+
+
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """How far maps (n, h, w) lie in the same place, (n,): the common part of the two, each made to sum to 1. 1 = the same, 0 = apart."""
+    a, b = (x / x.sum((1, 2), keepdim=True).clamp(min=1e-12) for x in (a, b))
+    return torch.minimum(a, b).sum((1, 2))

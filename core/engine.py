@@ -158,6 +158,13 @@ class LocalEngine:
             job = self._jobs.get(job_id)
             return job.snapshot if job else None
 
+    def request(self, job_id: str) -> Request:
+        """What a run was asked for."""
+        with self._changed:
+            request = self._job(job_id).request
+        assert request is not None
+        return request
+
     def cancel(self, job_id: str) -> None:
         """Stops a job within one step. Returns at once; a job that has ended stays as it is."""
         with self._changed:

@@ -62,6 +62,18 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
     return plain
 
 
+def fit(image: Image.Image, side: int, multiple: int = 8) -> Image.Image:
+    """The picture at the size that a model of `side` x `side` pixels works at: as many pixels in all, its own shape, each side a
+    multiple of `multiple`; what does not fit into that is cut off around the middle."""
+    scale = side / (image.width * image.height) ** 0.5
+    return cover(image, *(max(round(length * scale / multiple), 1) * multiple for length in image.size))
+
+
+def cover(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The picture at exactly this size; what does not fit into its shape is cut off around the middle."""
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
 def read_settings(source: str | Path | bytes) -> dict:
     """The settings that this app wrote into a PNG of its own.
 

@@ -3,7 +3,11 @@
 Shapes: pictures (B, 3, H, W) in [-1, 1]; latents (B, 4, h, w) of about unit variance, h = H / 8.
 """
 
+from collections.abc import Callable, Iterator
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from core.models import StableDiffusion
@@ -59,3 +63,70 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     if angle.sin() < 1e-4:  # as good as parallel
         return (1 - share) * a + share * b
     return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+
+
+# --- pictures and their loss ------------------------------------------------------------------------------------------------------
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """An RGB picture -> (1, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float() / 127.5 - 1
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio of two pictures in [-1, 1], in decibels: 10 log10(peak^2 / mean squared error); inf if they are equal."""
+    error = float((a.double() - b.double()).square().mean())
+    return float("inf") if error == 0 else 10 * float(np.log10(2**2 / error))
+
+
+# --- edits ------------------------------------------------------------------------------------------------------------------------
+
+
+def blurred(z: Tensor, sigma: float) -> Tensor:
+    """A Gaussian blur of `sigma` latents, each channel for itself; the edge is repeated outwards. 0 leaves z as it is."""
+    if sigma == 0:
+        return z
+    reach = max(1, round(3 * sigma))
+    weights = torch.exp(-torch.arange(-reach, reach + 1, device=z.device, dtype=torch.float32).square() / (2 * sigma**2))
+    weights /= weights.sum()
+    channels = z.shape[1]
+    wide = torch.nn.functional.pad(z.float(), (reach,) * 4, mode="replicate")
+    across = torch.nn.functional.conv2d(wide, weights.view(1, 1, 1, -1).repeat(channels, 1, 1, 1), groups=channels)
+    return torch.nn.functional.conv2d(across, weights.view(1, 1, -1, 1).repeat(channels, 1, 1, 1), groups=channels).to(z)
+
+
+# What can be done to latents before they are decoded: (z, amount, source of noise) -> z. The ranges of amount are the page's.
+EDITS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
+    "noise": lambda z, amount, source: z + amount * torch.randn(z.shape, generator=source).to(z),
+    "blur": lambda z, amount, _: blurred(z, amount),
+    "zero": lambda z, amount, _: torch.zeros_like(z),
+    "shift": lambda z, amount, _: z + amount,
+}
+
+
+def edited(
+    z: Tensor, edit: str, amount: float, *, channel: int | None = None, mask: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """Latents (1, 4, h, w) with one edit of EDITS done to one channel (None: all four), where the mask (h, w) is true (None: everywhere).
+
+    Raises ValueError for an edit that is not in EDITS, a channel that is not there or a mask of another size.
+    """
+    if edit not in EDITS:
+        raise ValueError(f"There is no edit {str(edit)[:40]!r}; choose one of {', '.join(EDITS)}.")
+    if channel is not None and channel not in range(z.shape[1]):
+        raise ValueError(f"There is no channel {channel + 1}; latents have {z.shape[1]}.")
+    here = torch.ones(z.shape[1:], dtype=torch.bool)
+    if mask is not None:
+        if mask.shape != z.shape[2:]:
+            raise ValueError("The painted patch has another size than the latents; paint it anew.")
+        here &= mask
+    if channel is not None:
+        here &= (torch.arange(z.shape[1]) == channel)[:, None, None]
+    return torch.where(here.to(z.device), EDITS[edit](z, amount, generator(seed)), z)
+
+
+def shifted(sd: StableDiffusion, z: Tensor, by: float) -> Iterator[Tensor]:
+    """What each channel does: z decoded as it is, then with each channel alone raised by `by`. Pictures (1, 3, H, W), one at a time."""
+    yield decode(sd, z)
+    for channel in range(z.shape[1]):
+        yield decode(sd, edited(z, "shift", by, channel=channel))

@@ -15,11 +15,13 @@ from inspect import signature
 import torch
 from torch import Tensor
 
-from core import latents, schedulers, text
+from core import latents, losses, schedulers, text
 from core.attention import Record, Recorder
 from core.models import StableDiffusion
 
-Row = tuple[int, str]  # a row of a UNet call: whose latents (the picture's number; at the first step its seed), which words
+Words = tuple[str, tuple[text.Edit, ...]]  # a prompt and the edits of its numbers
+Row = tuple[int, Words]  # a row of a UNet call: whose latents (the picture's number; at the first step its seed), which words
+MAX_EDITS, MAX_NUMBERS = 32, 2**15  # a PNG must carry them in its text
 MAX_PROMPT = 2000  # characters; 77 tokens are far fewer, and a megabyte would keep the tokenizer busy
 
 
@@ -37,6 +39,7 @@ class Request:
     height: int | None = None
     interval: tuple[int, int] | None = None  # guidance acts in steps start <= i < stop and is 1 elsewhere; None = always
     model: str = "emoji"  # which model the engine takes; denoise() uses the one it is given
+    edits: tuple[text.Edit, ...] = ()  # changes of the prompt's numbers between the words and the UNet
 
     def __post_init__(self) -> None:
         check_text("prompt", self.prompt)
@@ -62,6 +65,34 @@ class Request:
                 raise ValueError(
                     f"The guidance interval starts at step {self.interval[0]}, after its end {self.interval[1]}; swap them."
                 )
+        if not isinstance(self.edits, tuple) or not all(isinstance(edit, text.Edit) for edit in self.edits):
+            raise ValueError("The edits are no list of edits; leave them out.")
+        if len(self.edits) > MAX_EDITS or sum(len(edit.vector) for edit in self.edits) > MAX_NUMBERS:
+            raise ValueError(f"At most {MAX_EDITS} edits are made, of {MAX_NUMBERS:,} numbers in all; take some back.")
+        for edit in self.edits:
+            check_text("other prompt", edit.words)
+
+    @classmethod
+    def of(cls, values: Mapping) -> "Request":
+        """A request from plain values, as JSON gives them back; names that it does not have are passed over.
+
+        Raises ValueError for a value that no request can have, TypeError for one of another shape.
+        """
+        known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
+        if isinstance(known.get("interval"), list):
+            known["interval"] = tuple(known["interval"])
+        if isinstance(known.get("edits"), list):
+            known["edits"] = tuple(text.Edit(**{**edit, "vector": tuple(edit.get("vector", ()))}) for edit in known["edits"])
+        return cls(**known)
+
+    @property
+    def words(self) -> Words:
+        return self.prompt, self.edits
+
+    @property
+    def no_words(self) -> Words:
+        """What the unconditional branch reads."""
+        return self.negative, ()
 
 
 def check_text(name: str, value: object) -> None:
@@ -76,14 +107,18 @@ def check_text(name: str, value: object) -> None:
             raise ValueError(f"The {name} holds the character U+{ord(c):04X}, which is no text; delete it and type it again.")
 
 
+def shown(value: object) -> str:
+    return "empty" if value is None or value == "" else str(value)[:40]
+
+
 def check_whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"The {name} is {str(value)[:40]}; it must be a whole number from {low} to {high}.")
+        raise ValueError(f"The {name} is {shown(value)}; it must be a whole number from {low} to {high}.")
 
 
 def check_number(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is in no range
-        raise ValueError(f"The {name} is {str(value)[:40]}; it must be a number from {low:g} to {high:g}.")
+        raise ValueError(f"The {name} is {shown(value)}; it must be a number from {low:g} to {high:g}.")
 
 
 @dataclass(frozen=True)
@@ -104,6 +139,20 @@ class Step:
     x0: Tensor  # the clean latents it points to
     x_next: Tensor  # latents after the step; the last one's are the result
     attention: Mapping[str, Tensor] = field(default_factory=dict)  # layer -> (branches, h w, 77); empty without a record
+    loss: float | None = None  # what the loss said of x0 decoded, before it moved the latents; None without one
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Another thing that guides, beside the words: at every n-th step, x0 is moved down the slope of a measure of its picture."""
+
+    measure: losses.Measure  # of a picture (1, 3, H, W), 0 .. 1; core/losses.py has some
+    scale: float = 200.0  # 0 .. 10,000: how far down
+    every: int = 5  # acts in steps 0, every, 2 every ..
+
+    def __post_init__(self) -> None:
+        check_number("loss scale", self.scale, 0, 10_000)
+        check_whole("number of steps between two pushes", self.every, 1, 100)
 
 
 @dataclass(frozen=True)
@@ -114,7 +163,9 @@ class Fork:
     steps: tuple[Step, ...]  # its first steps, as many as are kept
 
 
-def denoise(sd: StableDiffusion, request: Request, record: Record | None = None, fork: Fork | None = None) -> Iterator[Step]:
+def denoise(
+    sd: StableDiffusion, request: Request, record: Record | None = None, fork: Fork | None = None, loss: Loss | None = None
+) -> Iterator[Step]:
     """Runs Stable Diffusion one step at a time, yielding each step as it is made.
 
         *_, last = denoise(sd, Request("a fox"));  picture = latents.decode(sd, last.x_next)
@@ -122,9 +173,10 @@ def denoise(sd: StableDiffusion, request: Request, record: Record | None = None,
     With a fork, the run begins with another run's first steps and goes on with its own words and guidance. The scheduler takes those
     steps in again, so even one that remembers goes on as if they were its own; the UNet rests. Another seed gives the picture, as it
     was guessed at the fork, new noise of the next step's level.
+    With a loss, the latents are also moved towards what it measures; its value is in each step.
     Raises ValueError as soon as a prediction is not finite, or if the fork's run does not fit.
     """
-    for (step,) in denoise_many(sd, [request], record, fork=fork):
+    for (step,) in denoise_many(sd, [request], record, fork=fork, loss=loss):
         yield step
 
 
@@ -135,6 +187,7 @@ def denoise_many(
     record: Record | None = None,
     known: dict[Row, Tensor] | None = None,
     fork: Fork | None = None,
+    loss: Loss | None = None,
 ) -> Iterator[list[Step]]:
     """The loop (Ho et al. 2020, algorithm 2; guidance: Ho & Salimans 2022, eq. 6), for N pictures of one size, scheduler and step count.
 
@@ -143,12 +196,12 @@ def denoise_many(
     Each picture is that of its own single run, to 1e-4: a larger batch rounds otherwise.
     Raises ValueError if the requests differ in what they must share, or as soon as a prediction is not finite.
     """
-    check_alike(sd, requests, known, record, fork)
+    check_alike(sd, requests, known, record, fork, loss)
     first, known = requests[0], {} if known is None else known
     scheduler = schedulers.make(first.scheduler, sd.scheduler_config, first.steps, sd.device)
     alpha_bars = schedulers.alpha_bars(scheduler).tolist()
     check_interval(requests, len(alpha_bars))
-    embeddings = {words: text.encode(sd, words) for r in requests for words in (r.prompt, r.negative)}  # (1, 77, D) each
+    embeddings = {words: text.encode(sd, *words) for r in requests for words in (r.words, r.no_words)}  # (1, 77, D) each
 
     # Start from pure noise, scaled to what this scheduler calls noise.
     height, width = size_of(sd, first)
@@ -168,9 +221,10 @@ def denoise_many(
             predictions = predict(sd, requests, i, t, x_in, embeddings, known if i == 0 else {}, record)
 
         guided = torch.cat([p.guided for p in predictions])  # (N, 4, h, w)
-        x_next = scheduler.step(guided, t, x, **extra, return_dict=False)[0]  # (N, 4, h, w)
+        x_moved, guided, value = steer(sd, loss, i, x, x_in, guided, alpha_bars[i]) if loss else (x, guided, None)
+        x_next = scheduler.step(guided, t, x_moved, **extra, return_dict=False)[0]  # (N, 4, h, w)
         yield [
-            make_step(sd, i, t, alpha_bars, p, x[n : n + 1], x_in[n : n + 1], x_next[n : n + 1])
+            make_step(sd, i, t, alpha_bars, p, x[n : n + 1], x_in[n : n + 1], x_next[n : n + 1], value)
             for n, p in enumerate(predictions)
         ]
         x = x_next
@@ -193,7 +247,7 @@ def predict(
     i: int,
     t: Tensor,
     x_in: Tensor,
-    embeddings: Mapping[str, Tensor],
+    embeddings: Mapping[Words, Tensor],
     known: dict[Row, Tensor],
     record: Record | None,
 ) -> list[Prediction]:
@@ -202,8 +256,8 @@ def predict(
     ws = [r.guidance if r.interval is None or r.interval[0] <= i < r.interval[1] else 1.0 for r in requests]
     whose = [r.seed if i == 0 else n for n, r in enumerate(requests)]  # pictures of one seed start from the same noise
     inputs = dict(zip(whose, x_in.split(1), strict=True))
-    uncond: list[Row | None] = [None if w == 1 else (k, r.negative) for k, w, r in zip(whose, ws, requests, strict=True)]
-    cond: list[Row | None] = [None if w == 0 else (k, r.prompt) for k, w, r in zip(whose, ws, requests, strict=True)]
+    uncond: list[Row | None] = [None if w == 1 else (k, r.no_words) for k, w, r in zip(whose, ws, requests, strict=True)]
+    cond: list[Row | None] = [None if w == 0 else (k, r.words) for k, w, r in zip(whose, ws, requests, strict=True)]
     rows = [row for row in dict.fromkeys(uncond + cond) if row and row not in known]
     recorder = Recorder(record) if record else None
     if rows:
@@ -221,7 +275,9 @@ def predict(
     predictions = []
     for w, u, c in zip(ws, uncond, cond, strict=True):
         out_uncond, out_cond = known[u] if u else None, known[c] if c else None
-        maps = {layer: p[[rows.index(row) for row in (u, c) if row]] for layer, p in recorder.maps.items()} if recorder else {}
+        mine = [rows.index(row) for row in (u, c) if row and recorder]
+        whole = mine == list(range(len(rows)))  # one picture alone: nothing to pick, nothing to copy
+        maps = {layer: p if whole else p[mine] for layer, p in recorder.maps.items()} if recorder else {}
         predictions.append(Prediction(w, out_uncond, out_cond, guide(out_uncond, out_cond, w), maps))
     return predictions
 
@@ -235,8 +291,33 @@ def guide(uncond: Tensor | None, cond: Tensor | None, w: float) -> Tensor:
     return uncond + w * (cond - uncond)
 
 
+def steer(
+    sd: StableDiffusion, loss: Loss, i: int, x: Tensor, x_in: Tensor, output: Tensor, alpha_bar: float
+) -> tuple[Tensor, Tensor, float]:
+    """Guidance by a loss (fast.ai's Deep Dive, 2022): x0 goes scale * sigma^2 down the slope of the loss of its picture, under the same
+    noise. Returns the latents and the UNet's output that say so to the scheduler, and what the loss was before."""
+    eps = schedulers.eps_of(output, x_in, alpha_bar, sd.prediction_type)
+    x0 = schedulers.x0_of(x_in, eps, alpha_bar)
+    if i % loss.every:
+        return x, output, losses.value(sd, loss.measure, x0)
+    value, slope = losses.slope(sd, loss.measure, x0)
+    if not slope.isfinite().all():
+        raise ValueError(f"The loss of step {i + 1} has no finite slope; try a lower loss scale.")
+    move = -loss.scale * schedulers.sigma_of(alpha_bar) ** 2 * alpha_bar**0.5 * slope  # of x_in, where x0 counts sqrt(alpha_bar)
+    longer = x.norm() / x_in.norm()  # the scheduler's coordinates beside the UNet's
+    return x + longer * move, schedulers.output_of(eps, x_in + move, alpha_bar, sd.prediction_type), value
+
+
 def make_step(
-    sd: StableDiffusion, i: int, t: Tensor, alpha_bars: list[float], p: Prediction, x: Tensor, x_in: Tensor, x_next: Tensor
+    sd: StableDiffusion,
+    i: int,
+    t: Tensor,
+    alpha_bars: list[float],
+    p: Prediction,
+    x: Tensor,
+    x_in: Tensor,
+    x_next: Tensor,
+    loss: float | None,
 ) -> Step:
     """Everything of one turn in the terms that the page and the papers use: eps, x0, sigma."""
     alpha_bar, kind = alpha_bars[i], sd.prediction_type
@@ -256,6 +337,7 @@ def make_step(
         x0=schedulers.x0_of(x_in, eps, alpha_bar),
         x_next=x_next,
         attention=p.attention,
+        loss=loss,
     )
 
 
@@ -276,7 +358,12 @@ def size_of(sd: StableDiffusion, request: Request) -> tuple[int, int]:
 
 
 def check_alike(
-    sd: StableDiffusion, requests: Sequence[Request], known: Mapping | None, record: Record | None, fork: Fork | None
+    sd: StableDiffusion,
+    requests: Sequence[Request],
+    known: Mapping | None,
+    record: Record | None,
+    fork: Fork | None,
+    loss: Loss | None,
 ) -> None:
     alike = [*requests, fork.request] if fork else requests
     if len({(r.scheduler, r.steps, size_of(sd, r)) for r in alike}) > 1:
@@ -285,6 +372,10 @@ def check_alike(
         )
     if known and record:
         raise ValueError("Predictions that are already known leave no attention to record; record one run by itself.")
+    if loss and len(requests) > 1:
+        raise ValueError("A loss guides one picture; make the others one after the other.")
+    if fork and any(step.loss is not None for step in fork.steps):
+        raise ValueError("This run was guided by a loss, which cannot be taken up in the middle; fork one without.")
     if fork and len(requests) > 1:
         raise ValueError("A fork goes on with one picture; take the others up one after the other.")
     if fork and requests[0].seed != fork.request.seed and requests[0].scheduler not in schedulers.FORGETFUL:

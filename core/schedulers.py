@@ -8,6 +8,7 @@ after `scale_model_input` is variance preserving (Ho et al. 2020, eq. 4):
 so one formula gives alpha_bar, sigma and x0 for all of them. sigma is the noise's standard deviation beside a clean picture of 1.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,6 +68,31 @@ def alpha_bars(scheduler: Any) -> Tensor:
     if hasattr(scheduler, "sigmas"):  # Euler, Heun, LMS, DPM++, UniPC: sigmas has one more entry, the end of the last step
         return 1 / (1 + scheduler.sigmas[: len(scheduler.timesteps)].double().cpu().square())
     return scheduler.alphas_cumprod.double().cpu()[scheduler.timesteps.long().cpu()]
+
+
+@dataclass(frozen=True)
+class Level:
+    """How noisy the latents are at one moment of a run."""
+
+    t: float | None  # the time that the UNet is told; None at the end, where it is not asked
+    sigma: float  # the noise's standard deviation beside a clean picture of 1
+    alpha_bar: float  # the picture's share of the variance
+
+
+def levels(scheduler: Any) -> list[Level]:
+    """The noise at each step of a run, and at its end: one Level more than there are steps."""
+    bars = alpha_bars(scheduler).tolist()
+    times: list[float | None] = [float(t) for t in scheduler.timesteps]
+    if hasattr(scheduler, "sigmas"):
+        end = 1 / (1 + float(scheduler.sigmas[-1]) ** 2)
+    else:  # DDIM, PNDM and LCM end at the training schedule's least noise, unless their config says at none; DDPM at none
+        end = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+    return [Level(t, sigma_of(bar), bar) for t, bar in zip([*times, None], [*bars, end], strict=True)]
+
+
+def training_bars(config: dict[str, Any]) -> Tensor:
+    """alpha_bar of the training schedule at each of its times, (1000,) float64. config: the checkpoint's scheduler_config.json."""
+    return DDPMScheduler.from_config(config).alphas_cumprod.double()
 
 
 def sigma_of(alpha_bar: float) -> float:

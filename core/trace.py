@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from core import attention, latents, text
+from core import attention, latents, schedulers, text
+from core.attention import Record
 from core.models import StableDiffusion
-from core.sampling import Request, Step
+from core.sampling import Request, Step, predict
 from core.text import Token, Tokens
 
 MEGABYTES = 64  # the budget of one run's attention; a run that would go over it keeps the maps of its first steps and says so
@@ -118,9 +119,39 @@ class Trace:
         ran = [s.attention for s in chosen if (s.eps_uncond if negative else s.eps_cond) is not None]
         return attention.heat_maps(ran, size=self.size, layers=layers, branch=0 if negative else -1)
 
+    @torch.no_grad()
+    def look_again(self, sd: StableDiffusion, i: int, record: Record) -> dict[str, Tensor]:
+        """Makes the UNet call of step i once more, for what is too large to keep: single heads, self-attention. float16, on the CPU,
+        as `Recorder` has it.
+
+        Raises ValueError if the model does not say what it said then: it was trained on meanwhile, or the step is another run's.
+        """
+        kept = self.steps[i]
+        embeddings = {words: text.encode(sd, *words) for words in (self.request.words, self.request.no_words)}
+        x_in = kept.x_in.to(sd.device, sd.dtype)
+        found = predict(sd, [self.request], i, torch.tensor(kept.t, device=sd.device), x_in, embeddings, {}, record)[0]
+        eps = schedulers.eps_of(found.guided, x_in, kept.alpha_bar, sd.prediction_type).cpu().float()
+        if (eps - kept.eps).norm() > 0.01 * kept.eps.float().norm():
+            raise ValueError(
+                f"The model no longer predicts what it did at step {i + 1} of this run, so its attention cannot be looked at again; "
+                "draw the picture anew."
+            )
+        return {layer: pack(p, torch.float16) for layer, p in found.attention.items()}
+
+    def record_again(self, sd: StableDiffusion) -> Iterator[int]:
+        """Records the attention of a run that was made without, one UNet call a step, up to the budget; yields each step that it did.
+
+        Raises ValueError as look_again does.
+        """
+        for i, step in enumerate(self.steps):
+            if not step.attention and self.attention_bytes < MEGABYTES * 2**20:
+                self.steps[i] = dataclasses.replace(step, attention=self.look_again(sd, i, Record()))
+                yield i
+
     def settings(self) -> dict:
         """Everything that made the picture, as plain values: what a PNG carries and the API answers."""
-        return {**dataclasses.asdict(self.request), **self.made_by, "stopped": self.stopped, "seconds": round(self.seconds, 2)}
+        request = json.loads(json.dumps(dataclasses.asdict(self.request)))  # lists for tuples, as a reader of the PNG finds them
+        return {**request, **self.made_by, "stopped": self.stopped, "seconds": round(self.seconds, 2)}
 
     def save(self, path: str | Path) -> None:
         """One safetensors file: tensors by name, everything else as JSON in its header. No code, no pickle."""
@@ -129,7 +160,7 @@ class Trace:
         for s in self.steps:
             tensors |= {f"{s.i}.{n}": v.contiguous() for n in SAVED if (v := getattr(s, n)) is not None}
             tensors |= {f"{s.i}.attention.{layer}": p.contiguous() for layer, p in s.attention.items()}
-            facts.append({n: getattr(s, n) for n in ("i", "count", "t", "sigma", "alpha_bar", "w")})
+            facts.append({n: getattr(s, n) for n in ("i", "count", "t", "sigma", "alpha_bar", "w", "loss")})
         if self.steps:
             tensors["end"] = self.steps[-1].x_next.contiguous()
         if self.picture is not None:
@@ -181,15 +212,12 @@ class Trace:
             steps.append(
                 Step(**f, x=x, x_in=x_in, eps_uncond=eps_uncond, eps_cond=eps_cond, eps=eps, x0=x0, x_next=x_next, attention=maps)
             )
-        request = about["request"]
-        if request["interval"] is not None:
-            request["interval"] = tuple(request["interval"])
 
         def tokens_of(d: dict) -> Tokens:
             return Tokens(tuple(Token(**t) for t in d["tokens"]), d["used"], d["cut"])
 
         return cls(
-            request=Request(**request),
+            request=Request.of(about["request"]),
             made_by=about["made_by"],
             tokens=tokens_of(about["tokens"]),
             negative_tokens=tokens_of(about["negative_tokens"]),

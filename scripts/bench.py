@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from diffusers import StableDiffusionPipeline
 
-from core import latents, models, schedulers
+from core import latents, models, schedulers, sweep
 from core.attention import Record
 from core.models import StableDiffusion
 from core.sampling import Request, denoise
+from core.sweep import Sweep
 from core.trace import Trace
 
 REQUEST = Request("a fox in a top hat on a blue background", seed=1, steps=20)
@@ -55,7 +56,7 @@ def bare_calls(sd: StableDiffusion) -> Callable[[], None]:
     return run
 
 
-def loops(sd: StableDiffusion, turns: int) -> dict[str, float]:
+def pipeline_of(sd: StableDiffusion) -> StableDiffusionPipeline:
     cls, extra = schedulers.SCHEDULERS[REQUEST.scheduler]
     pipe = StableDiffusionPipeline(
         vae=sd.vae,
@@ -68,6 +69,11 @@ def loops(sd: StableDiffusion, turns: int) -> dict[str, float]:
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def loops(sd: StableDiffusion, turns: int) -> dict[str, float]:
+    pipe = pipeline_of(sd)
 
     def ours(record: Record | None = None) -> torch.Tensor:
         *_, last = denoise(sd, REQUEST, record)
@@ -109,6 +115,38 @@ def loops(sd: StableDiffusion, turns: int) -> dict[str, float]:
         "record_overhead": ratio("recording", "loop"),
         "record_mb": round(trace.nbytes / 1e6, 2),
         "picture_s": round(statistics.median(took["picture"]), 2),
+    }
+
+
+def sweeps(sd: StableDiffusion, turns: int) -> dict[str, float]:
+    """Nine guidance scales, two of them 0 and 1, beside nine calls of the pipeline that make the same pictures.
+
+    The pipeline makes one prediction a step where guidance is 1; the picture of w = 0 is that of its negative prompt with guidance 1.
+    """
+    grid, pipe = Sweep(REQUEST, tuple(range(9))), pipeline_of(sd)
+
+    def ours() -> torch.Tensor:
+        return torch.cat([cell.picture for cell in sweep.run(sd, grid) if cell.picture is not None])
+
+    def call(w: float) -> torch.Tensor:
+        words = {"prompt": REQUEST.prompt if w else REQUEST.negative, "guidance_scale": w or 1.0}
+        source = torch.Generator().manual_seed(REQUEST.seed)
+        return pipe(**words, num_inference_steps=REQUEST.steps, generator=source, output_type="pt").images
+
+    def theirs() -> torch.Tensor:
+        return torch.cat([call(w) for w in grid.guidances])
+
+    passes: list[int] = []
+    hook = sd.unet.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    mine = ours()
+    hook.remove()
+    assert torch.allclose(mine, theirs() * 2 - 1, atol=1e-3), "not the same pictures: nothing to compare"
+    took = [(seconds(ours), seconds(theirs)) if turn % 2 else (seconds(theirs), seconds(ours))[::-1] for turn in range(turns)]
+    trace_bytes = max(t.trace.nbytes for t in (part.value for part in sweep.work(grid)(sd)) if t.trace is not None)
+    return {
+        "sweep_passes": sum(passes),
+        "sweep_ratio": round(statistics.median(a / b for a, b in took), 3),
+        "sweep_mb": round(len(grid.guidances) * trace_bytes / 1e6, 2),
     }
 
 
@@ -154,7 +192,7 @@ def main() -> None:
     ask.add_argument("--no-page", action="store_true")
     args = ask.parse_args()
     sd = models.load("emoji")
-    figures = loops(sd, args.turns)
+    figures = loops(sd, args.turns) | sweeps(sd, max(3, args.turns // 2))
     if not args.no_page:
         figures |= page(args.turns)
     imports = [seconds(lambda: subprocess.run([sys.executable, "-c", "import app"], check=True)) for _ in range(3)]

@@ -262,7 +262,8 @@ def main() -> None:
         plan=args.plan or args.minutes,
         peak=args.rate,
         report=report,
-        every=5,
+        decay=0.999,
+        every=4,
     )
     save(folder, ids_of.grow(text_encoder, whole), unet)
 

@@ -1,6 +1,8 @@
 """Toy models of the real classes, and the embedded one. Nothing here is a mock: a mock would only confirm what we believe already."""
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -11,6 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core import attention, catalog, models, schedulers
+from core.engine import LocalEngine
 from core.models import StableDiffusion
 from core.sampling import Request
 
@@ -123,3 +126,126 @@ def pipeline_latents(sd: StableDiffusion, request: Request) -> torch.Tensor:
         generator=torch.Generator().manual_seed(request.seed),
         output_type="latent",
     ).images
+
+
+# --- the page in a browser ----------------------------------------------------------------------------------------------------
+
+BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    from playwright.sync_api import sync_playwright
+
+    places = [os.environ.get("CHROMIUM"), *map(shutil.which, BROWSERS), MAC]
+    path = next((place for place in places if place and Path(place).exists()), None)
+    if path is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium found; install one, or name it in CHROMIUM=")
+    with sync_playwright() as p:
+        yield p.chromium.launch(executable_path=path, headless=True, args=QUIET)
+
+
+@pytest.fixture(scope="session")
+def page_engine():
+    made = LocalEngine(allowed=("emoji",))
+    made.model("emoji")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def page_example(page_engine, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("example") / "first.safetensors"
+    trace = page_engine.result(page_engine.submit(Request("a red apple", steps=5, seed=3), "the tests", attention.Record()))
+    trace.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def address(page_engine, page_example):
+    import app
+
+    demo = app.make_app(page_engine, "emoji", page_example)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+    yield url
+    demo.close()
+
+
+class Page:
+    """A visit: the playwright page, what went wrong in it, and where it asked to go."""
+
+    def __init__(self, browser, address: str, *, width=1280, height=900, locale="en-US", scheme="light"):
+        self.context = browser.new_context(viewport={"width": width, "height": height}, locale=locale, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.outside: list[str] = []
+        self.leaving = False  # a reload cuts Gradio's own connection, which Gradio writes to the console
+        self.page.on("console", lambda m: m.type == "error" and not self.leaving and self.errors.append(m.text))
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.on("request", self.note)
+        self.page.goto(address, wait_until="domcontentloaded")
+        self.ready()
+
+    def note(self, request) -> None:
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            self.outside.append(request.url)
+
+    def ready(self) -> None:
+        self.page.wait_for_selector(".viewer[data-kind=run]", timeout=60_000)
+        self.page.wait_for_selector("#prompt-tokens .tokens", timeout=60_000)
+
+    def open(self, tab: str) -> None:
+        """Clicks on a tab, also where it has gone into the menu that Gradio makes of those that find no room."""
+        button = self.page.locator(f"#{tab}-button")
+        self.page.wait_for_selector("#tabs [role=tab]")
+        if not button.is_visible():
+            name = self.page.locator(f"#{tab}").get_attribute("aria-label") or ""
+            self.page.locator("#tabs .overflow-menu > button").first.click()
+            self.page.locator("#tabs .overflow-dropdown button", has_text=name).first.click()
+        else:
+            button.click()
+
+    def said(self) -> str:
+        return self.page.locator(".viewer .said").inner_text()
+
+    def finished(self) -> None:
+        self.page.wait_for_selector("#run", timeout=120_000)
+        self.page.wait_for_selector(".viewer[data-kind=run]", timeout=120_000)
+
+    def started(self) -> None:
+        self.page.wait_for_selector(".viewer[data-kind=live]", timeout=60_000)
+
+    def set(self, control: str, value: object) -> None:
+        self.page.locator(f"#{control} input").first.fill(str(value))
+        self.page.locator(f"#{control} input").first.blur()
+
+    def value(self, control: str) -> str:
+        return self.page.locator(f"#{control} :is(textarea, input)").first.input_value()
+
+    def step(self) -> str:
+        return self.page.locator(".viewer .where").inner_text()
+
+    def pictures(self) -> tuple[str, str]:
+        return tuple(self.page.locator(f".{side} .frame img.pixels").get_attribute("src") for side in ("noisy", "guess"))
+
+    def close(self) -> None:
+        self.context.close()
+        assert not self.outside, "a request left the machine"
+        assert not self.errors, "the console has errors"
+
+
+@pytest.fixture
+def visit(browser, address):
+    opened: list[Page] = []
+
+    def visit(**how) -> Page:
+        opened.append(Page(browser, address, **how))
+        return opened[-1]
+
+    yield visit
+    for page in opened:
+        page.close()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from core.images import SETTINGS, open_picture, read_settings
+from core.images import SETTINGS, cover, fit, open_picture, read_settings
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -115,3 +115,12 @@ def test_settings_come_back():
 def test_files_without_settings_say_so(data, words):
     with pytest.raises(ValueError, match=words):
         read_settings(data)
+
+
+def test_a_picture_is_fitted_to_a_models_size():
+    """As many pixels as the model works with, the picture's own shape, sides that latents can have."""
+    sizes = {(500, 500): (128, 128), (640, 480): (144, 112), (64, 256): (64, 256), (1000, 500): (184, 88)}
+    assert {size: fit(Image.new("RGB", size), 128).size for size in sizes} == sizes
+    left_red = Image.new("RGB", (400, 100), "red")
+    left_red.paste("blue", (100, 0, 400, 100))
+    assert cover(left_red, 64, 64).getpixel((0, 32)) == (0, 0, 255), "the middle is kept, the ends are cut"

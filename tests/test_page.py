@@ -1,131 +1,12 @@
 """The page as a person meets it, in a headless Chromium: type, draw, watch, stop, scrub, restore, compare, reload, and nothing leaves."""
 
 import io
-import os
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from core.trace import Trace
-
 pytestmark = pytest.mark.page
-
-BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
-MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    pytest.importorskip("playwright", reason="playwright is not installed")
-    from playwright.sync_api import sync_playwright
-
-    places = [os.environ.get("CHROMIUM"), *map(shutil.which, BROWSERS), MAC]
-    path = next((place for place in places if place and Path(place).exists()), None)
-    if path is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium found; install one, or name it in CHROMIUM=")
-    with sync_playwright() as p:
-        yield p.chromium.launch(executable_path=path, headless=True, args=QUIET)
-
-
-@pytest.fixture(scope="module")
-def engine():
-    from core.engine import LocalEngine
-
-    made = LocalEngine(allowed=("emoji",))
-    made.model("emoji")
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def example(engine, tmp_path_factory) -> Path:
-    from core.attention import Record
-    from core.sampling import Request
-
-    path = tmp_path_factory.mktemp("example") / "first.safetensors"
-    trace: Trace = engine.result(engine.submit(Request("a red apple", steps=5, seed=3), "the tests", Record()))
-    trace.save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def address(engine, example):
-    import app
-
-    demo = app.make_app(engine, "emoji", example)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
-    yield url
-    demo.close()
-
-
-class Page:
-    """A visit: the playwright page, what went wrong in it, and where it asked to go."""
-
-    def __init__(self, browser, address: str, *, width=1280, height=900, locale="en-US", scheme="light"):
-        self.context = browser.new_context(viewport={"width": width, "height": height}, locale=locale, color_scheme=scheme)
-        self.page = self.context.new_page()
-        self.errors: list[str] = []
-        self.outside: list[str] = []
-        self.leaving = False  # a reload cuts Gradio's own connection, which Gradio writes to the console
-        self.page.on("console", lambda m: m.type == "error" and not self.leaving and self.errors.append(m.text))
-        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.page.on("request", self.note)
-        self.page.goto(address, wait_until="domcontentloaded")
-        self.ready()
-
-    def note(self, request) -> None:
-        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
-            self.outside.append(request.url)
-
-    def ready(self) -> None:
-        self.page.wait_for_selector(".viewer[data-kind=run]", timeout=60_000)
-        self.page.wait_for_selector("#prompt-tokens .tokens", timeout=60_000)
-
-    def said(self) -> str:
-        return self.page.locator(".viewer .said").inner_text()
-
-    def finished(self) -> None:
-        self.page.wait_for_selector("#run", timeout=120_000)
-        self.page.wait_for_selector(".viewer[data-kind=run]", timeout=120_000)
-
-    def started(self) -> None:
-        self.page.wait_for_selector(".viewer[data-kind=live]", timeout=60_000)
-
-    def set(self, control: str, value: object) -> None:
-        self.page.locator(f"#{control} input[type=number]").fill(str(value))
-        self.page.locator(f"#{control} input[type=number]").blur()
-
-    def value(self, control: str) -> str:
-        return self.page.locator(f"#{control} :is(textarea, input)").first.input_value()
-
-    def step(self) -> str:
-        return self.page.locator(".viewer .where").inner_text()
-
-    def pictures(self) -> tuple[str, str]:
-        return tuple(self.page.locator(f".{side} .frame img.pixels").get_attribute("src") for side in ("noisy", "guess"))
-
-    def close(self) -> None:
-        self.context.close()
-        assert not self.outside, "a request left the machine"
-        assert not self.errors, "the console has errors"
-
-
-@pytest.fixture
-def visit(browser, address):
-    opened: list[Page] = []
-
-    def visit(**how) -> Page:
-        opened.append(Page(browser, address, **how))
-        return opened[-1]
-
-    yield visit
-    for page in opened:
-        page.close()
-
 
 WATCH = """() => { window.seen = new Set(); const image = document.querySelector('.guess .frame img.pixels');
 new MutationObserver(() => document.querySelector('.viewer').dataset.kind === 'live' && window.seen.add(image.src))
@@ -189,7 +70,7 @@ def test_type_draw_watch_scrub_restore(visit, tmp_path):
     page.set("seed", 99)
     drop_on_the_page(p, path)
     p.wait_for_function("document.querySelector('#prompt textarea').value === 'a panda on a blue background'", timeout=20_000)
-    assert page.value("seed") == "5" and p.locator("#steps input[type=number]").input_value() == "30"
+    assert page.value("seed") == "5" and p.locator("#steps input[type=text]").input_value() == "30"
 
 
 def drop_on_the_page(p, path: Path) -> None:
@@ -214,6 +95,58 @@ def test_a_wrong_file_and_a_wrong_value_are_answered_with_a_sentence(visit, tmp_
     p.locator("#run").click()
     p.wait_for_selector("text=it must be a whole number from 0 to 4294967295", timeout=20_000)
     assert p.locator("#run").is_visible(), "and one can go on"
+
+
+def test_a_number_beyond_its_slider_is_refused_and_stays_as_it_was_typed(visit):
+    page = visit()
+    p = page.page
+    box = p.locator("#guidance input[type=text]")
+    for typed, answer in (("99", "The guidance is 99;"), ("much", "The guidance is much;"), ("", "The guidance is empty;")):
+        page.set("guidance", typed)
+        p.locator("#run").click()
+        p.wait_for_selector(f"text={answer}", timeout=20_000)
+        assert box.input_value() == typed and box.get_attribute("aria-invalid") == "true"
+        assert p.locator(".card").count() == 1, "nothing ran"
+    page.set("guidance", "7,5")
+    assert box.get_attribute("aria-invalid") == "false", "a decimal comma is a point"
+    box.press("ArrowUp")
+    assert box.input_value() == "7.6"
+    bar = p.locator("#guidance input[type=range]").bounding_box()
+    p.mouse.click(bar["x"] + bar["width"] / 2, bar["y"] + bar["height"] / 2)
+    assert 14.5 < float(box.input_value()) < 15.5
+
+
+def test_a_held_picture_shows_the_step_before(visit):
+    page = visit()
+    p = page.page
+    p.locator(".scrub input[type=range]").press("Home")
+    first = page.pictures()
+    p.locator(".scrub input[type=range]").press("ArrowRight")
+    second = page.pictures()
+    box = p.locator(".guess .frame").bounding_box()
+    p.mouse.move(box["x"] + 20, box["y"] + 20)
+    p.mouse.down()
+    assert page.pictures() == first
+    p.mouse.up()
+    assert page.pictures() == second and page.step() == "Step 2 of 5"
+
+
+def test_my_runs_can_be_forgotten(visit):
+    page = visit()
+    p = page.page
+    page.set("steps", 2)
+    p.locator("#run").click()
+    page.started()
+    page.finished()
+    p.wait_for_selector(".card >> nth=1")
+    p.locator("[data-act=forget]").click()
+    p.wait_for_function("document.querySelectorAll('.card').length === 1", timeout=20_000)
+    assert p.locator("[data-act=forget]").count() == 0 and page.value("prompt") == "a red apple"
+    page.leaving = True
+    p.reload(wait_until="domcontentloaded")
+    page.ready()
+    page.leaving = False
+    assert p.locator(".card").count() == 1, "not found again either"
 
 
 def test_stop_acts_at_once_and_shows_no_finished_picture(visit):
@@ -246,6 +179,7 @@ def test_a_reload_midway_finds_the_run_again(visit):
     page.leaving = True
     p.reload(wait_until="domcontentloaded")
     p.wait_for_selector(".viewer[data-kind=live], .viewer[data-kind=run]", timeout=60_000)
+    assert p.locator("#steps input[type=text]").input_value() == "100", "with the settings of what goes on"
     page.finished()
     page.leaving = False
     assert "100 steps" in page.said() and "Seed 77" in page.said()
@@ -260,10 +194,10 @@ def test_earlier_runs_are_compared_and_restored(visit):
     p.locator("#try").click()
     p.wait_for_selector("#compare .difference", timeout=60_000)
     assert "Guidance scale" in p.locator(".difference").inner_text() and p.locator("#both img").count() == 2
-    assert p.locator("#guidance input[type=number]").input_value() == "1"
+    assert p.locator("#guidance input[type=text]").input_value() == "1"
     assert p.locator(".toast-body").count() == 0
     p.locator(".card", has_text="Example").locator("[data-act=restore]").click()
-    p.wait_for_function("document.querySelector('#guidance input[type=number]').value === '7.5'", timeout=20_000)
+    p.wait_for_function("document.querySelector('#guidance input[type=text]').value === '7.5'", timeout=20_000)
     p.locator("#close").click()
     p.wait_for_selector("#compare", state="detached", timeout=20_000)
 
@@ -271,7 +205,7 @@ def test_earlier_runs_are_compared_and_restored(visit):
 def test_the_language_switch_is_kept(visit):
     page = visit()
     p = page.page
-    assert p.locator(".question h2").inner_text() == "How does noise become a picture?"
+    assert p.locator(".question h2").first.inner_text() == "How does noise become a picture?"
     page.leaving = True
     p.locator("[data-language=ja]").click()
     p.wait_for_selector("text=ノイズはどうやって絵になるの", timeout=60_000)

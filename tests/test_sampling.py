@@ -1,12 +1,14 @@
 """The loop against diffusers' pipeline, and the properties that a student may rely on."""
 
+import json
 import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from conftest import pipeline_latents
 
-from core import latents, schedulers
+from core import latents, schedulers, text
 from core.attention import Record
 from core.sampling import Request, denoise, denoise_many
 
@@ -208,7 +210,7 @@ WRONG = [
     ({"steps": 101}, "steps is 101"),
     ({"steps": "20"}, "steps is 20"),
     ({"steps": True}, "steps is True"),
-    ({"steps": None}, "steps is None"),
+    ({"steps": None}, "steps is empty"),
     ({"guidance": math.nan}, "guidance is nan; it must be a number from 0 to 30"),
     ({"guidance": math.inf}, "guidance is inf"),
     ({"guidance": -1}, "guidance is -1"),
@@ -249,3 +251,40 @@ def test_an_interval_that_never_comes_is_said(toy):
 def test_lcm_says_how_many_steps_it_has(toy):
     with pytest.raises(ValueError, match="LCM can make at most 50 steps, not 60"):
         next(denoise(toy, Request("a dog", steps=60, scheduler="LCM")))
+
+
+# --- edits between the words and the UNet -----------------------------------------------------------------------------------------
+
+
+def test_a_swapped_token_draws_the_other_prompts_picture(toy):
+    swap = text.Edit("mix", 2, token=text.token_of(toy, "cat"))
+    plain = Request("a dog", "a dog", steps=2, guidance=3)
+    edited = end(toy, replace(plain, edits=(swap,)))
+    assert differ(edited, end(toy, replace(plain, prompt="a cat"))) < 1e-4, (
+        "and the same words of the negative prompt are not edited"
+    )
+    assert differ(edited, end(toy, plain)) > 1e-2
+
+
+def test_pictures_of_one_call_have_their_own_edits(toy):
+    heavy = Request("a dog", steps=2, guidance=3, edits=(text.Edit("weight", 2, share=4),))
+    for steps in denoise_many(toy, [replace(heavy, edits=()), heavy]):
+        both = [step.x_next for step in steps]
+    for request, x in zip([replace(heavy, edits=()), heavy], both, strict=True):
+        assert differ(end(toy, request), x) < 1e-4
+    assert differ(*both) > 1e-3
+
+
+def test_a_request_comes_back_from_plain_values():
+    edits = (text.Edit("vector", 2, vector=(0.1, -2.0), words="bird"), text.Edit("blend", words="a cat", share=0.65))
+    request = Request("a dog", interval=(1, 3), edits=edits)
+    assert Request.of({**json.loads(json.dumps(asdict(request))), "device": "cpu"}) == request
+    assert Request.of({"prompt": "a dog"}) == Request("a dog")
+    for wrong in ([1], ["drop"], [{"position": 1}], [{"kind": "drop", "colour": 1}], [{"kind": "vector", "vector": 3}]):
+        with pytest.raises(TypeError):
+            Request.of({"prompt": "a dog", "edits": wrong})
+    for wrong in ("drop", [{"kind": "magic"}], [{"kind": "drop"}] * 33, [{"kind": "vector", "vector": [0.0] * 20000}] * 2):
+        with pytest.raises(ValueError):
+            Request.of({"prompt": "a dog", "edits": wrong})
+    with pytest.raises(ValueError, match="other prompt has 2,001 characters"):
+        Request("a dog", edits=(text.Edit("blend", words="a" * 2001),))

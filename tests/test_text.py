@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import pipeline_of
 
@@ -86,7 +87,14 @@ def test_a_swapped_token_is_the_other_prompt(toy):
 
 
 @pytest.mark.parametrize(
-    "edit", [Edit("mix", PUPPY, token=SKUNK, share=0.5), Edit("blank", PUPPY), Edit("vector", PUPPY, vector=(1.0,) * 16)]
+    "edit",
+    [
+        Edit("mix", PUPPY, token=SKUNK, share=0.5),
+        Edit("blank", PUPPY),
+        Edit("drop", PUPPY),
+        Edit("vector", PUPPY, vector=(1.0,) * 16),
+        Edit("vector", PUPPY, vector=(1.0, *[0.0] * 31)),
+    ],
 )
 def test_nothing_before_an_edit_moves_and_everything_from_it_on_does(toy, edit):
     moved = text.moved(text.encode(toy, PROMPT), text.encode(toy, PROMPT, (edit,)))
@@ -130,6 +138,14 @@ def test_self_attention_is_a_triangle_and_equals_transformers(toy):
         ({"kind": "magic"}, "no edit 'magic'"),
         ({"kind": "mix", "position": 77}, "0 to 76"),
         ({"kind": "mix", "share": 2.0}, "from 0 to 1"),
+        ({"kind": "mix", "share": float("nan")}, "from 0 to 1"),
+        ({"kind": "mix", "share": "half"}, "from 0 to 1"),
+        ({"kind": "weight", "share": 4.5}, "from 0 to 4"),
+        ({"kind": "mix", "position": "1"}, "0 to 76"),
+        ({"kind": "mix", "token": 1.5}, "whole number"),
+        ({"kind": "blend", "words": None}, "not text"),
+        ({"kind": "vector", "vector": (1.0, float("inf"))}, "no finite number"),
+        ({"kind": "vector", "vector": [1.0]}, "no finite number"),
     ],
 )
 def test_wrong_edits_are_refused(wrong, sentence):
@@ -142,3 +158,80 @@ def test_edits_that_do_not_fit_the_model_are_refused(toy):
         text.encode(toy, PROMPT, (Edit("vector", 1, vector=(1.0, 2.0, 3.0)),))
     with pytest.raises(ValueError, match="no token 99999"):
         text.encode(toy, PROMPT, (Edit("mix", 1, token=99999),))
+
+
+def test_a_dropped_token_is_the_prompt_without_it(toy):
+    dropped = text.encode(toy, PROMPT, (Edit("drop", PUPPY),))
+    assert torch.allclose(dropped, text.encode(toy, PROMPT.replace("puppy ", "")), atol=1e-6)
+    # Positions are the typed prompt's: "on" stands at 6, and is weighed where it has moved to.
+    heavier = text.encode(toy, PROMPT, (Edit("weight", 6, share=2), Edit("drop", PUPPY)))
+    assert text.moved(heavier, dropped).nonzero().flatten().tolist() == [5]
+    assert torch.equal(text.encode(toy, PROMPT, (Edit("drop", PUPPY), Edit("weight", PUPPY, share=2))), dropped)
+
+
+def test_several_vectors_stand_for_one_word_and_the_rest_moves_on(toy):
+    table = toy.text_encoder.get_input_embeddings().weight
+    both = tuple(table[[CAT, SKUNK]].flatten().tolist())
+    long = text.encode(toy, PROMPT, (Edit("vector", PUPPY, vector=both),))
+    assert torch.allclose(long, text.encode(toy, PROMPT.replace("puppy", "cat skunk")), atol=1e-6)
+    full = " ".join(["a"] * 75)
+    with pytest.raises(ValueError, match="has 78 tokens, and 77 are read"):
+        text.encode(toy, full, (Edit("vector", 3, vector=both),))
+
+
+def test_a_word_that_is_one_token_and_back(toy):
+    assert text.token_of(toy, " cat ") == CAT and text.piece_of(toy, CAT) == "cat"
+    with pytest.raises(ValueError, match=r"'flooble' is 2 tokens \(floo, ble\)"):
+        text.token_of(toy, "flooble")
+    with pytest.raises(ValueError, match="is no token"):
+        text.token_of(toy, " ")
+
+
+def test_cosine_is_that_of_the_angle():
+    a = torch.tensor([[1.0, 0.0], [3.0, 3.0]])
+    b = torch.tensor([[0.0, 2.0], [-5.0, 0.0]])
+    assert torch.allclose(text.cosine(a, b), torch.tensor([[0.0, -1.0], [0.5**0.5, -(0.5**0.5)]]))
+
+
+# --- textual inversion ------------------------------------------------------------------------------------------------------------
+
+
+def saved(**tensors) -> bytes:
+    return safetensors.torch.save(tensors)
+
+
+def test_an_inversion_is_read_in_both_layouts_and_written(tmp_path):
+    vectors = torch.randn(2, 16)
+    name, read = text.read_inversion(text.inversion_file("<bird>", vectors), 16)
+    assert name == "<bird>" and torch.equal(read, vectors)
+    name, read = text.read_inversion(saved(emb_params=vectors.half()), 16)
+    assert torch.equal(read, vectors.half().float())
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(saved(word=vectors[0], step=torch.tensor(3)))
+    assert torch.equal(text.read_inversion(path, 16)[1], vectors[:1])
+
+
+def test_a_words_own_row_as_an_inversion_changes_nothing(toy):
+    row = toy.text_encoder.get_input_embeddings().weight[6829]
+    _, vectors = text.read_inversion(text.inversion_file("<puppy>", row[None]), 16)
+    edit = Edit("vector", PUPPY, vector=tuple(vectors.flatten().tolist()))
+    assert torch.equal(text.encode(toy, PROMPT, (edit,)), text.encode(toy, PROMPT))
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        (b"hello", "not a safetensors file"),
+        (b"\x80\x04K\x01.", "not a safetensors file"),  # a pickle
+        (b"\0" * 2**20 + b"\0", "has 1.0 MB"),
+        (saved(word=torch.zeros(1, 768)), "is 768 wide, this model's text encoder 16"),
+        (saved(a=torch.zeros(16), b=torch.zeros(16)), "holds 2 embeddings"),
+        (saved(step=torch.tensor(3)), "holds no embedding"),
+        (saved(word=torch.zeros(17, 16)), "17 vectors for one word; at most 16"),
+        (saved(word=torch.full((16,), float("nan"))), "no finite number"),
+    ],
+)
+def test_other_files_are_refused(file, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        text.read_inversion(file, 16)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")

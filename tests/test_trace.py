@@ -1,6 +1,7 @@
 """A run's record: replay, memory, one file."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from core import latents, trace
 from core.attention import Record
 from core.sampling import Request, denoise
+from core.text import Edit
 from core.trace import Trace
 
 
@@ -105,3 +107,11 @@ def test_word_maps_are_of_the_branch_that_read_the_words(toy):
 def test_settings_say_everything(toy):
     kept, _ = run(toy, Request("a dog", steps=2))
     assert {"prompt", "seed", "scheduler", "model", "source", "revision", "licence", "device"} <= set(kept.settings())
+
+
+def test_a_saved_run_keeps_its_edits(toy, tmp_path):
+    edits = (Edit("drop", 1), Edit("vector", 2, vector=(0.25,) * 16, words="bird"))
+    kept, _ = run(toy, Request("a dog", steps=1, edits=edits), None)
+    kept.save(tmp_path / "run.safetensors")
+    assert Trace.open(tmp_path / "run.safetensors").request == kept.request
+    assert Request.of(json.loads(json.dumps(kept.settings()))).edits == edits

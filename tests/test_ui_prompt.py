@@ -66,6 +66,13 @@ def test_nothing_is_rounded_or_clamped(name, value):
         prompt.request_of(**controls(**{name: value}))
 
 
+@pytest.mark.parametrize(
+    "typed, read", [("7.5", 7.5), (" 7,5 ", 7.5), ("20", 20), ("2.5", 2.5), ("much", "much"), ("", ""), (3, 3)]
+)
+def test_what_is_typed_is_read_and_never_mended(typed, read):
+    assert common.number_of(typed) == read and type(common.number_of(typed)) is type(read)
+
+
 def test_the_page_counts_steps_from_one():
     assert prompt.interval_of(None, None) is None
     assert prompt.interval_of(1, 5) == (0, 5)

@@ -1,5 +1,5 @@
 """The page. One file per tab, in teaching order."""
 
-from ui import prompt
+from ui import attention, guidance, latents, prompt, sweep, text
 
-TABS = (prompt,)
+TABS = (prompt, text, latents, guidance, sweep, attention)

@@ -42,6 +42,7 @@ class Shared:
     owner: gr.BrowserState  # a random name for this browser, by which a reloaded page finds its runs
     example: Trace | None  # the finished run that the page opens with
     shown: gr.State  # the id of the run that all tabs look at; "" before there is one
+    wanted: gr.State  # settings that another tab hands to the Prompt tab's controls, and when: (Request, seconds); None before
 
     def kept(self, owner: str) -> list[tuple[str, Trace]]:
         """This person's ended runs, newest first, and the example."""
@@ -181,6 +182,36 @@ def heading(tab: str) -> None:
     gr.HTML(i18n(f"{tab}_about"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="about")
 
 
+def number(value: float, low: float, high: float, step: float, label: str, elem_id: str) -> gr.HTML:
+    """A number with a slider. Its value is the text that stands there, whatever it is: `number_of` reads it."""
+    with gr.Column(min_width=0, elem_classes="number"):
+        gr.HTML(
+            i18n(label), html_template=f'<label for="{elem_id}-number">${{value}}</label>', apply_default_css=False, min_width=0
+        )
+        return gr.HTML(
+            f"{value:g}",
+            html_template=script("number.html"),
+            js_on_load=script("number.js"),
+            apply_default_css=False,
+            elem_id=elem_id,
+            min_width=0,
+            **{"box": elem_id, "first": f"{value:g}", "low": low, "high": high, "step": step},
+        )
+
+
+def number_of(text: object) -> object:
+    """What stands in a number's box, as a number if it is one; core refuses the rest by its own words. A comma is a point in half of
+    the world."""
+    if not isinstance(text, str):
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text.strip().replace(",", "."))
+        except ValueError:
+            continue
+    return text.strip()
+
+
 def hint(key: str) -> None:
     gr.HTML(i18n(key), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
 
@@ -191,7 +222,9 @@ def run_name(one: str, trace: Trace, language: str) -> str:
     words = r.prompt.strip() or texts.say(language, "runs_no_words")
     words = words if len(words) <= 60 else words[:59] + "…"
     how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
-    return f"{words} · {how} · {r.scheduler} · {texts.say(language, 'runs_seed', seed=r.seed)}"
+    edited = f" · {texts.say(language, 'runs_edited')}" if r.edits else ""
+    guided = f" · {texts.say(language, 'loss_with')}" if "loss" in trace.made_by else ""
+    return f"{words} · {how} · {r.scheduler} · {texts.say(language, 'runs_seed', seed=r.seed)}{edited}{guided}"
 
 
 def run_menu(shared: Shared, tab: gr.Tab, name: str) -> gr.Dropdown:
@@ -205,7 +238,7 @@ def run_menu(shared: Shared, tab: gr.Tab, name: str) -> gr.Dropdown:
         return gr.Dropdown(choices=choices, value=known)
 
     gr.on([tab.select, shared.shown.change], fill, [shared.owner, shared.shown], menu, **QUICK)
-    menu.input(lambda one: one, menu, shared.shown, **QUICK)
+    menu.input(lambda one: one, menu, shared.shown, **LOOK)  # queued: Gradio tells of a State's change by its queue alone
     return menu
 
 

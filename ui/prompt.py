@@ -47,8 +47,8 @@ def request_of(
         prompt=prompt,
         negative=negative,
         seed=random.randrange(2**32) if seed is None else seed,
-        steps=steps,
-        guidance=guidance,
+        steps=common.number_of(steps),
+        guidance=common.number_of(guidance),
         scheduler=scheduler,
         width=width,
         height=height,
@@ -153,12 +153,8 @@ def settings_of(settings: dict, allowed: tuple[str, ...]) -> tuple[Request, str]
 
     Raises ValueError with one sentence for values that no request can have.
     """
-    names = Request.__dataclass_fields__.keys()
-    values = {name: value for name, value in settings.items() if name in names}
-    if isinstance(values.get("interval"), list):
-        values["interval"] = tuple(values["interval"])
     try:
-        request = Request(**values)
+        request = Request.of(settings)
     except TypeError as error:  # no prompt, or an interval that is not two numbers
         raise ValueError("This PNG carries no settings of this app; drop one that was saved here, unchanged.") from error
     return request, "" if request.model in allowed else str(request.model)[:80]
@@ -192,6 +188,7 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
         name = html.escape(r.prompt.strip() or texts.say(language, "runs_no_words"))
         how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
         facts = f"{how}<br>{html.escape(r.scheduler)}, {texts.say(language, 'runs_seed', seed=r.seed)}"
+        facts += f"<br>{texts.say(language, 'runs_edited')}" if r.edits else ""
         label = (
             texts.say(language, "runs_example")
             if job == EXAMPLE_RUN
@@ -209,7 +206,11 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
             f'<img class="pixels{small}" src="{render.thumbnail(trace)}" alt="">{flag}<span class="prompt">{name}</span>'
             f'<span class="how">{facts}</span></button><div class="actions">{actions}</div></li>'
         )
-    about = f'<h3>{texts.say(language, "runs")}</h3><p class="note">{texts.say(language, "runs_about")}</p>'
+    forget = f'<button type="button" class="forget" data-act="forget" data-job="">{texts.say(language, "runs_forget")}</button>'
+    about = (
+        f'<h3>{texts.say(language, "runs")}</h3><p class="note">{texts.say(language, "runs_about")}'
+        f"{forget if any(job != EXAMPLE_RUN for job, _ in runs) else ''}</p>"
+    )
     return f'{about}<ul class="runs">{"".join(cards)}</ul>' if cards else ""
 
 
@@ -218,13 +219,15 @@ def plain(key: str, value: object) -> str:
     if key == "interval" and isinstance(value, list | tuple):
         start, end = value
         value = f"{start + 1}–{'' if end >= 200 else end}"
+    if key == "edits" and isinstance(value, list | tuple):
+        value = len(value)
     return "–" if value in (None, "") else html.escape(str(value))
 
 
 def difference(left: Trace, right: Trace, language: str) -> str:
     """Which settings differ between two runs, in one line of HTML."""
     a, b = left.settings(), right.settings()
-    keys = ("prompt", "negative", "seed", "steps", "guidance", "scheduler", "width", "height", "interval", "model")
+    keys = ("prompt", "negative", "seed", "steps", "guidance", "scheduler", "width", "height", "interval", "edits", "model")
     lines = [
         f"<li><b>{texts.say(language, key)}</b> <span>{plain(key, a[key])}</span> → <span>{plain(key, b[key])}</span></li>"
         for key in keys
@@ -270,9 +273,9 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             stop = gr.Button(i18n("stop"), variant="stop", visible=False, elem_id="stop")
             hint("draw_key")
         with gr.Column(scale=0, min_width=320, elem_classes="controls settings"):
-            guidance = gr.Slider(0, 30, first_request.guidance, step=0.1, label=i18n("guidance"), buttons=[], elem_id="guidance")
+            guidance = common.number(first_request.guidance, 0, 30, 0.1, "guidance", "guidance")
             hint("guidance_info")
-            steps = gr.Slider(1, 100, first_request.steps, step=1, label=i18n("steps"), buttons=[], elem_id="steps")
+            steps = common.number(first_request.steps, 1, 100, 1, "steps", "steps")
             seed = gr.Number(first_request.seed, label=i18n("seed"), placeholder=i18n("seed_placeholder"), elem_id="seed")
             with gr.Row(elem_classes="pair"):
                 dice = gr.Button(i18n("dice"), elem_id="dice", min_width=100)
@@ -333,7 +336,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 close = gr.Button(i18n("compare_close"), elem_id="close", size="md")
 
     job = gr.State("")  # the run that Stop stops
-    shown = shared.shown  # the run in the viewer
+    shown = shared.shown  # the run that all tabs look at
+    inside = gr.State("")  # the run in the viewer
     before = gr.State("")  # the run that "Try it" began from
     controls = [prompt, negative, seed, steps, guidance, scheduler, width, height, first, last, shared.model]
     busy = {run: gr.update(visible=False), stop: gr.update(visible=True)}
@@ -345,7 +349,18 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         start, end = r.interval or (None, None)
         first_step = None if start is None else start + 1
         last_step = None if end is None or end >= 200 else end
-        values = [r.prompt, r.negative, r.seed, r.steps, r.guidance, r.scheduler, r.width, r.height, first_step, last_step]
+        values = [
+            r.prompt,
+            r.negative,
+            r.seed,
+            f"{r.steps}",
+            f"{r.guidance:g}",
+            r.scheduler,
+            r.width,
+            r.height,
+            first_step,
+            last_step,
+        ]
         model = {shared.model: r.model} if r.model in engine.allowed else {}
         return dict(zip(controls, values, strict=False)) | model
 
@@ -359,9 +374,9 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         except ValueError as error:
             ended = shared.kept(owner)  # back to what was there before
             back = finished(ended[0][1], ended[0][0], language) if ended else empty(language)
-            yield idle | {viewer: common.packed(back), shown: ended[0][0] if ended else ""}
+            yield idle | {viewer: common.packed(back), shown: ended[0][0] if ended else "", inside: ended[0][0] if ended else ""}
             raise common.refusal(language, error) from None
-        now = {shown: one, runs: runs_html(shared.kept(owner), one, language)} if value["kind"] == "run" else {}
+        now = {shown: one, inside: one, runs: runs_html(shared.kept(owner), one, language)} if value["kind"] == "run" else {}
         yield idle | now | {viewer: common.packed(value)}
 
     def draw(request: gr.Request, owner: str | None, *values) -> Iterator[dict]:
@@ -375,8 +390,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         yield from watch(one, owner, language)
 
     def arrive(stored: str | None, request: gr.Request) -> dict:
+        return opening(common.owner_of(stored), common.language(request))
+
+    def opening(owner: str, language: str) -> dict:
         """A page opens: with its newest run if there is one, else with the example. If one still goes on, `resume` follows it."""
-        language, owner = common.language(request), common.owner_of(stored)
         ended = shared.kept(owner)
         over = dict(ended)
         going = [one for one in engine.mine(owner) if one not in over and (s := engine.snapshot(one)) and s.state not in ENDED]
@@ -386,9 +403,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             page |= {viewer: common.packed(empty(language))}
         else:
             page |= restored(trace.request) | ({shared.model: shared.default} if newest == EXAMPLE_RUN else {})
-            page |= {shown: newest, viewer: common.packed(finished(trace, newest, language))}
+            page |= {shown: newest, inside: newest, viewer: common.packed(finished(trace, newest, language))}
         if going:
             del page[viewer]
+            page |= restored(engine.request(going[0]))
         return page | {job: going[0] if going else ""}
 
     def resume(owner: str, one: str, request: gr.Request) -> Iterator[dict]:
@@ -406,16 +424,31 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         """A click on a run: look into it, take its settings, or compare it with the one in the viewer."""
         language, owner = common.language(request), common.owner_of(owner)
         act, one = common.event_value(event, "act"), common.event_value(event, "job")
+        if act == "forget":  # on a shared machine the next person must not find them
+            engine.forget(owner)
+            return opening(common.owner_of(None), language) | {compare: gr.update(visible=False)}
         try:
             trace = shared.trace_of(one, owner)
             if act == "restore":
+                if trace.request.edits:
+                    gr.Warning(texts.say(language, "edits_left_out"), title="")
                 return restored(trace.request)
             if act == "compare":
                 return comparison(trace, shared.trace_of(at, owner), language)
         except ValueError as error:
             raise common.refusal(language, error) from None
-        page = {viewer: common.packed(finished(trace, one, language)), runs: runs_html(shared.kept(owner), one, language)}
-        return page | {shown: one, compare: gr.update(visible=False)}
+        return looking(one, trace, owner, language) | {compare: gr.update(visible=False)}
+
+    def looking(one: str, trace: Trace, owner: str, language: str) -> dict:
+        strip = runs_html(shared.kept(owner), one, language)
+        return {viewer: common.packed(finished(trace, one, language)), runs: strip, shown: one, inside: one}
+
+    def come_back(owner: str | None, one: str, now: str, request: gr.Request) -> dict:
+        """The tab is opened again: another tab may have chosen another run meanwhile, or made one."""
+        owner = common.owner_of(owner)
+        if one == now or one not in dict(shared.kept(owner)):
+            return {viewer: gr.skip()}
+        return looking(one, shared.trace_of(one, owner), owner, common.language(request))
 
     def comparison(left: Trace, right: Trace, language: str) -> dict:
         if left.picture is None or right.picture is None:
@@ -426,7 +459,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     def weaken(owner: str | None, at: str, request: gr.Request) -> dict:
         """The settings of the run in the viewer, but guidance 1."""
         try:
-            return {before: at} | restored(shared.trace_of(at, common.owner_of(owner)).request) | {guidance: 1}
+            return {before: at} | restored(shared.trace_of(at, common.owner_of(owner)).request) | {guidance: "1"}
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 
@@ -454,6 +487,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             raise common.refusal(language, error) from None
         if missing:
             gr.Warning(texts.say(language, "no_model", model=html.escape(missing)), title="")
+        if wanted.edits:
+            gr.Warning(texts.say(language, "edits_left_out"), title="")
         gr.Info(texts.say(language, "status_restored"), title="", duration=4)
         return restored(wanted)
 
@@ -468,16 +503,18 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         none = f'<p class="tokens count">{texts.say(common.language(request), "tokens_none")}</p>'
         return show_tokens(text, request) or none
 
-    seen = [viewer, runs, run, stop, job, shown, shared.owner]
+    seen = [viewer, runs, run, stop, job, shown, inside, shared.owner]
     opened_page = demo.load(arrive, shared.owner, [*seen, *controls], **LOOK)
     opened_page.success(resume, [shared.owner, job], seen, **WATCH)
     run.click(draw, [shared.owner, *controls], seen, **WATCH)
     stop.click(halt, job, None, **QUICK)
     for box, strip, handler in ((prompt, prompt_tokens, show_prompt), (negative, negative_tokens, show_tokens)):
         gr.on([demo.load, box.change], handler, box, strip, trigger_mode="always_last", **QUICK)
-    chosen = [viewer, runs, shown, compare, both, changes, *controls]
+    chosen = [viewer, runs, shown, inside, job, shared.owner, compare, both, changes, *controls]
     for strip in (viewer, runs):
         strip.pick(pick, [shared.owner, shown], chosen, **LOOK)
+    shared.wanted.change(lambda wanted: restored(wanted[0]), shared.wanted, controls, **QUICK)
+    tab.select(come_back, [shared.owner, shown, inside], [viewer, runs, shown, inside], **LOOK)
     close.click(lambda: gr.update(visible=False), None, compare, **QUICK)
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)", api_visibility="private")
     reuse.click(reuse_seed, [shared.owner, shown], seed, **LOOK)

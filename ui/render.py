@@ -19,7 +19,7 @@ from core.sampling import Step
 from core.trace import Trace
 
 WRONG = (np.array([255, 0, 255]), np.array([0, 0, 0]))  # the checks that mark what is no number
-SMALL = 48  # pixels; up to here a PNG is smaller than a JPEG, and exact
+SMALL = 128  # pixels a side; what is enlarged square by square must be exact, so it goes as a PNG
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,23 @@ def heat(share: Tensor) -> Image.Image:
     return Image.fromarray(veil)
 
 
-def uri(image: Image.Image) -> str:
-    """The picture as a `data:` address."""
-    kind = "PNG" if max(image.size) <= SMALL or image.mode == "RGBA" else "JPEG"
+def numbers_of(values: Tensor | np.ndarray, low: float | None = None, high: float | None = None) -> dict:
+    """(h, w) numbers for ui/maps.html, which draws them and tells each: float32, and the ends of the colour scale (None: the data's)."""
+    v = np.ascontiguousarray(numbers(values), np.float32)
+    known = v[np.isfinite(v)]
+    ends = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    return {
+        "data": base64.b64encode(v.tobytes()).decode(),
+        "h": v.shape[0],
+        "w": v.shape[1],
+        "low": ends[0] if low is None else low,
+        "high": ends[1] if high is None else high,
+    }
+
+
+def uri(image: Image.Image, kind: str | None = None) -> str:
+    """The picture as a `data:` address, of kind "PNG" or "JPEG"."""
+    kind = kind or ("PNG" if max(image.size) <= SMALL or image.mode == "RGBA" else "JPEG")
     return f"data:image/{kind.lower()};base64,{base64.b64encode(encode(image, kind)).decode()}"
 
 
@@ -109,7 +123,7 @@ def thumbnail(trace: Trace, side: int = 192) -> str:
         return uri(latent(trace, trace.steps[-1].x0).image)
     image = picture(trace.picture).image
     image.thumbnail((side, side))
-    return uri(image)
+    return uri(image, "JPEG")
 
 
 def strength(z: Tensor | np.ndarray) -> float:

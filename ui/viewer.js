@@ -72,6 +72,20 @@ function stage() {
   });
 }
 
+// Held down, a picture shows the step before: the eye finds what changed.
+for (const frame of root.querySelectorAll(".stage .frame")) {
+  const hold = (on) => {
+    if (run?.kind !== "run" || (on && !at)) return;
+    const now = at;
+    at -= on ? 1 : 0;
+    stage();
+    root.classList.toggle("held", on);
+    at = now;
+  };
+  frame.addEventListener("pointerdown", (event) => event.button === 0 && hold(true));
+  for (const end of ["pointerup", "pointerleave", "pointercancel"]) frame.addEventListener(end, () => root.classList.contains("held") && hold(false));
+}
+
 // --- time: strip, slider, numbers ------------------------------------------------------------------------------------------------
 
 function cell(k) {
@@ -243,6 +257,7 @@ $(".restore").addEventListener("click", () => run?.job && trigger("pick", { act:
 function words() {
   $(".smoothing span").textContent = texts.smooth;
   $(".smoothing").title = texts.smooth_tip;
+  for (const frame of root.querySelectorAll(".stage .frame")) frame.title = texts.hold;
   $(".save").textContent = texts.save;
   $(".restore").textContent = texts.restore;
   $(".empty").textContent = texts.empty;

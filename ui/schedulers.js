@@ -1,0 +1,2 @@
+// Nothing is drawn here: this only asks for the curves when the section is seen.
+arrive(() => {});
