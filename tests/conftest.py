@@ -1,6 +1,7 @@
 """Toy models of the real classes, and the embedded one. Nothing here is a mock: a mock would only confirm what we believe already."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from core import attention, catalog, models, schedulers
 from core.engine import LocalEngine
 from core.models import StableDiffusion
 from core.sampling import Request
+from ui import texts
 
 BETAS = {
     "beta_start": 0.00085,
@@ -202,12 +204,11 @@ class Page:
         """Clicks on a tab, also where it has gone into the menu that Gradio makes of those that find no room."""
         button = self.page.locator(f"#{tab}-button")
         self.page.wait_for_selector("#tabs [role=tab]")
-        if not button.is_visible():
-            name = self.page.locator(f"#{tab}").get_attribute("aria-label") or ""
-            self.page.locator("#tabs .overflow-menu > button").first.click()
-            self.page.locator("#tabs .overflow-dropdown button", has_text=name).first.click()
-        else:
-            button.click()
+        if button.count():
+            return button.click()
+        names = [words[tab] for words in texts.LANGUAGES.values()]
+        self.page.locator("#tabs .overflow-menu > button").first.click()
+        self.page.locator("#tabs .overflow-dropdown button", has_text=re.compile(f"^({'|'.join(names)})$")).first.click()
 
     def said(self) -> str:
         return self.page.locator(".viewer .said").inner_text()

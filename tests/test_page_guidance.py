@@ -12,7 +12,7 @@ pytestmark = pytest.mark.page
 
 
 def opened(page):
-    page.page.get_by_role("tab", name=re.compile("^(Guidance|ガイダンス)$")).click()
+    page.open("tab_guidance")
     page.page.wait_for_selector("#anatomy .anatomy[data-kind=run]", timeout=60_000)
     return page.page
 

@@ -15,7 +15,7 @@ WAIT = {"timeout": 60_000}
 def tab(visit):
     """The tab, opened on the example run of five steps."""
     page = visit()
-    page.page.get_by_role("tab", name="Steps & latents", exact=True).click()
+    page.open("tab_latents")
     page.page.wait_for_selector("#latents .section[data-kind=run]", **WAIT)
     return page
 
@@ -138,7 +138,7 @@ def test_a_hidden_tab_costs_nothing(tab, monkeypatch):
 def test_nothing_sticks_out_and_all_can_be_read(visit, look):
     page = visit(**look)
     p = page.page
-    p.get_by_role("tab", name="Steps & latents", exact=True).click()
+    page.open("tab_latents")
     p.wait_for_selector("#latents .section[data-kind=run]", **WAIT)
     ready = {"Latents": "#latents h4", "VAE": "#vae h4", "Schedulers": "#schedulers-result h4", "Fork": "#fork .exact"}
     for name, part in ready.items():

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.page
 def opened(visit, **how):
     page = visit(**how)
     page.page.set_default_timeout(120_000)
-    page.page.locator("#tab_sweep-button").click()
+    page.open("tab_sweep")
     page.page.wait_for_selector(".sweep-view[data-kind=grid]")
     return page, page.page
 
@@ -80,7 +80,7 @@ def test_stop_keeps_what_is_done_and_a_reload_finds_the_sweep_again(visit):
     page.leaving = True
     p.reload(wait_until="domcontentloaded")
     page.ready()
-    p.locator("#tab_sweep-button").click()
+    page.open("tab_sweep")
     p.wait_for_selector(".sweep-view[data-kind=live] .tile:not(.going) img[src]")
     page.leaving = False
     p.locator("#sweep-stop").click()

@@ -11,8 +11,9 @@ pytestmark = pytest.mark.page
 @pytest.fixture
 def opened(visit):
     def opened(**how):
-        page = visit(**how).page
-        page.locator("#tab_text-button").click()
+        visited = visit(**how)
+        visited.open("tab_text")
+        page = visited.page
         page.wait_for_selector("#text-lens .text-view[data-kind=lens]", timeout=120_000)
         page.wait_for_selector("#text-cosine .text-view[data-kind=cosine]", timeout=120_000)
         return page

@@ -232,3 +232,13 @@ def test_wrong_values_meet_their_sentence_and_the_app_goes_on(address, name):
     answer = call(address, data)
     assert "event: error" in answer and words in answer and "Traceback" not in answer
     assert "event: complete" in call(address, '["a", "", 1, 1, 1, "DDIM"]')
+
+
+def test_what_made_a_picture_beside_its_request_is_named(engine):
+    plain = engine.result(engine.submit(ask(), "someone"))
+    led = replace(plain, made_by={**plain.made_by, "loss": "blue, scale 12.5"})
+    assert common.beside(plain.settings()) == [] and common.same_from_request(plain)
+    assert common.beside(led.settings()) == ["loss"] and not common.same_from_request(led)
+    said = prompt.difference(plain, led, "en")
+    assert "Guided by a loss" in said and "blue, scale 12.5" in said
+    assert "with the loss" in common.run_name("x", led, "en")

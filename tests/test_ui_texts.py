@@ -11,7 +11,7 @@ import ui
 from core import catalog, images
 from core.sampling import Request, check_interval
 from core.schedulers import make
-from ui import texts
+from ui import common, texts
 
 UI = Path(texts.__file__).parent
 SOURCES = "\n".join(path.read_text("utf-8") for path in [*UI.glob("*.py"), *UI.glob("*.js")] if path.name != "texts.py")
@@ -41,6 +41,7 @@ def test_every_text_is_used_and_every_text_used_is_there():
     said |= {f"{tab}_{part}" for tab in re.findall(r'heading\("(\w+)"\)', SOURCES) for part in ("question", "about")}
     # The status of a run and the marks of a token are put together: f"status_{state}".
     put_together = {"status_": ("queued", "loading", "running", "starting", "decoding"), "tokens_": ("start", "end")}
+    said |= {f"{key}_left_out" for key in common.BESIDE}
     said |= {prefix + end for prefix, ends in put_together.items() for end in ends if f'"{prefix}{{' in SOURCES}
     assert texts.EN.keys() - said == set(), "never said"
     asked = re.findall(r'(?:i18n|hint)\("(\w+)"\)|say\((?:language|common.language\(request\)), "(\w+)"', SOURCES)

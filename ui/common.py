@@ -4,6 +4,7 @@ import html
 import json
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,15 +217,28 @@ def hint(key: str) -> None:
     gr.HTML(i18n(key), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
 
 
+# What made a picture beside its request, key of its settings -> key of the text that says so on its card.
+BESIDE = {"edits": "runs_edited", "loss": "loss_with", "taken_up": "runs_taken_up"}
+
+
+def beside(settings: Mapping) -> list[str]:
+    """Which of BESIDE had a hand in a picture. The Prompt tab draws without them, and warns of it."""
+    return [key for key in BESIDE if settings.get(key)]
+
+
+def same_from_request(trace: Trace) -> bool:
+    """Whether the request alone, edits included, makes this run again."""
+    return not {"loss", "taken_up"} & trace.made_by.keys()
+
+
 def run_name(one: str, trace: Trace, language: str) -> str:
     """A run in one line: its words, w, steps, seed."""
     r = trace.request
     words = r.prompt.strip() or texts.say(language, "runs_no_words")
     words = words if len(words) <= 60 else words[:59] + "…"
     how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
-    edited = f" · {texts.say(language, 'runs_edited')}" if r.edits else ""
-    guided = f" · {texts.say(language, 'loss_with')}" if "loss" in trace.made_by else ""
-    return f"{words} · {how} · {r.scheduler} · {texts.say(language, 'runs_seed', seed=r.seed)}{edited}{guided}"
+    more = "".join(f" · {texts.say(language, BESIDE[key])}" for key in beside(trace.settings()))
+    return f"{words} · {how} · {r.scheduler} · {texts.say(language, 'runs_seed', seed=r.seed)}{more}"
 
 
 def run_menu(shared: Shared, tab: gr.Tab, name: str) -> gr.Dropdown:

@@ -224,7 +224,7 @@ def pair(request: Request, loss: Loss, about: str, plain: Trace | None = None) -
 
 def plain_of(kept: Sequence[tuple[str, Trace]], request: Request) -> Trace | None:
     """The finished run of this very request, if one is still kept: not one that something else guided or changed."""
-    runs = (t for _, t in kept if t.request == request and t.picture is not None and not {"loss", "taken_up"} & t.made_by.keys())
+    runs = (t for _, t in kept if t.request == request and t.picture is not None and common.same_from_request(t))
     return next(runs, None)
 
 

@@ -21,7 +21,7 @@ from core.schedulers import SCHEDULERS
 from core.text import Tokens, tokenize
 from core.trace import Trace
 from ui import common, render, texts
-from ui.common import EXAMPLE_RUN, LOOK, QUICK, WATCH, Shared, hint, i18n
+from ui.common import BESIDE, EXAMPLE_RUN, LOOK, QUICK, WATCH, Shared, beside, hint, i18n
 
 TITLE = "tab_prompt"  # a key of ui/texts.py
 
@@ -188,7 +188,7 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
         name = html.escape(r.prompt.strip() or texts.say(language, "runs_no_words"))
         how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
         facts = f"{how}<br>{html.escape(r.scheduler)}, {texts.say(language, 'runs_seed', seed=r.seed)}"
-        facts += f"<br>{texts.say(language, 'runs_edited')}" if r.edits else ""
+        facts += "".join(f"<br>{texts.say(language, BESIDE[key])}" for key in beside(trace.settings()))
         label = (
             texts.say(language, "runs_example")
             if job == EXAMPLE_RUN
@@ -220,18 +220,32 @@ def plain(key: str, value: object) -> str:
         start, end = value
         value = f"{start + 1}–{'' if end >= 200 else end}"
     if key == "edits" and isinstance(value, list | tuple):
-        value = len(value)
+        value = len(value) or None
     return "–" if value in (None, "") else html.escape(str(value))
 
 
 def difference(left: Trace, right: Trace, language: str) -> str:
     """Which settings differ between two runs, in one line of HTML."""
     a, b = left.settings(), right.settings()
-    keys = ("prompt", "negative", "seed", "steps", "guidance", "scheduler", "width", "height", "interval", "edits", "model")
+    keys = (
+        "prompt",
+        "negative",
+        "seed",
+        "steps",
+        "guidance",
+        "scheduler",
+        "width",
+        "height",
+        "interval",
+        "edits",
+        "loss",
+        "taken_up",
+        "model",
+    )
     lines = [
-        f"<li><b>{texts.say(language, key)}</b> <span>{plain(key, a[key])}</span> → <span>{plain(key, b[key])}</span></li>"
+        f"<li><b>{texts.say(language, key)}</b> <span>{plain(key, a.get(key))}</span> → <span>{plain(key, b.get(key))}</span></li>"
         for key in keys
-        if a[key] != b[key]
+        if (a.get(key) or None) != (b.get(key) or None)
     ]
     inside = f"<ul>{''.join(lines)}</ul>" if lines else f"<p>{texts.say(language, 'compare_same')}</p>"
     return f'<div class="difference"><h3>{texts.say(language, "compare_title")}</h3>{inside}</div>'
@@ -364,6 +378,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         model = {shared.model: r.model} if r.model in engine.allowed else {}
         return dict(zip(controls, values, strict=False)) | model
 
+    def warn_of(settings: dict, language: str) -> None:
+        for key in beside(settings):
+            gr.Warning(texts.say(language, f"{key}_left_out"), title="")
+
     def watch(one: str, owner: str, language: str) -> Iterator[dict]:
         """Follows a run to its end."""
         yield busy | {job: one}
@@ -430,8 +448,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         try:
             trace = shared.trace_of(one, owner)
             if act == "restore":
-                if trace.request.edits:
-                    gr.Warning(texts.say(language, "edits_left_out"), title="")
+                warn_of(trace.settings(), language)
                 return restored(trace.request)
             if act == "compare":
                 return comparison(trace, shared.trace_of(at, owner), language)
@@ -482,13 +499,13 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     def open_file(path: str, request: gr.Request) -> dict:
         language = common.language(request)
         try:
-            wanted, missing = settings_of(read_settings(path), engine.allowed)
+            settings = read_settings(path)
+            wanted, missing = settings_of(settings, engine.allowed)
         except ValueError as error:
             raise common.refusal(language, error) from None
         if missing:
             gr.Warning(texts.say(language, "no_model", model=html.escape(missing)), title="")
-        if wanted.edits:
-            gr.Warning(texts.say(language, "edits_left_out"), title="")
+        warn_of(settings, language)
         gr.Info(texts.say(language, "status_restored"), title="", duration=4)
         return restored(wanted)
 

@@ -392,7 +392,7 @@ def pair(runs: Sequence[tuple[str, Trace]], request: Request, edits: tuple[Edit,
     """Of the kept runs the finished one without edits and the one with these; None for what has not been drawn."""
 
     # What a loss moved, or what was taken up from another run, is not the picture of its request alone.
-    plain = [(one, run) for one, run in runs if run.picture is not None and not {"loss", "taken_up"} & run.made_by.keys()]
+    plain = [(one, run) for one, run in runs if run.picture is not None and common.same_from_request(run)]
 
     def find(wanted: Request) -> tuple[str, Trace] | None:
         return next(((one, run) for one, run in plain if run.request == wanted), None)
