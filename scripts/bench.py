@@ -150,6 +150,35 @@ def sweeps(sd: StableDiffusion, turns: int) -> dict[str, float]:
     }
 
 
+def views(sd: StableDiffusion, turns: int) -> dict[str, float]:
+    """What a control of the tabs makes the server do, each many times on one recorded run: the slowest one's 95th percentile."""
+    from ui import attention, common, fork, guidance, prompt
+    from ui import latents as latents_tab
+
+    trace = Trace.start(sd, REQUEST)
+    *_, last = trace.follow(denoise(sd, REQUEST, Record()))
+    trace.finish(sd, last.x_next)
+    mask = torch.zeros(attention.size_of(trace), dtype=torch.bool)
+    mask[32:96, 32:96] = True
+    works: dict[str, Callable[[], object]] = {
+        "attention, all layers": lambda: attention.volume(trace, "", "cond"),
+        "attention, one layer": lambda: attention.volume(trace, trace.layers[-1], "cond"),
+        "attention, mask": lambda: attention.judge(trace, (2,), "cond", mask, 0.5),
+        "attention, two words": lambda: attention.overlap(trace, (2,), (5,), "", "cond"),
+        "guidance, a run": lambda: guidance.anatomy(trace, "one", "en"),
+        "latents, a run": lambda: latents_tab.view(trace, "en"),
+        "fork, a run": lambda: fork.view(trace, "en"),
+        "prompt, a run": lambda: prompt.finished(trace, "one", "en"),
+    }
+    slowest = {}
+    for name, work in works.items():
+        common.packed({"made": work()})  # warm
+        took = sorted(seconds(lambda work=work: common.packed({"made": work()})) for _ in range(20 * turns))
+        slowest[name] = 1000 * took[int(0.95 * len(took))]
+        print(f"view: {name:24}{slowest[name]:8.1f} ms", flush=True)
+    return {"view_ms": round(max(slowest.values()), 1)}
+
+
 def page(turns: int) -> dict[str, float]:
     """Through the page's own API, as a visitor's click goes: engine, queue, server, client."""
     from gradio_client import Client
@@ -192,7 +221,7 @@ def main() -> None:
     ask.add_argument("--no-page", action="store_true")
     args = ask.parse_args()
     sd = models.load("emoji")
-    figures = loops(sd, args.turns) | sweeps(sd, max(3, args.turns // 2))
+    figures = loops(sd, args.turns) | sweeps(sd, max(3, args.turns // 2)) | views(sd, args.turns)
     if not args.no_page:
         figures |= page(args.turns)
     imports = [seconds(lambda: subprocess.run([sys.executable, "-c", "import app"], check=True)) for _ in range(3)]
