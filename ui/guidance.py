@@ -403,8 +403,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 visible="hidden",
                 elem_id="loss-picture",
             )
-            scale = common.number(100, 0, 400, 0.5, "loss_scale", "loss-scale")
-            every = common.number(5, 1, 20, 1, "loss_every", "loss-every")
+            scale = common.number(150, 0, 600, 0.5, "loss_scale", "loss-scale")
+            every = common.number(2, 1, 20, 1, "loss_every", "loss-every")
             draw_it = gr.Button(i18n("loss_draw"), variant="primary", elem_id="loss-draw", elem_classes="run")
             stop = gr.Button(i18n("stop"), variant="stop", visible=False, elem_id="loss-stop")
             notebook = gr.Button(i18n("loss_notebook"), elem_id="loss-notebook")
