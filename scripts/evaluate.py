@@ -161,16 +161,18 @@ def spoken(words: list[str], name: str) -> list[int]:
 
 
 @torch.no_grad()
-def pointing(folder: Path, count: int) -> dict[str, dict[str, float]]:
+def pointing(folder: Path, count: int) -> dict[str, dict]:
     """Does the heat map of an object's word lie on the object? On real unseen scenes of two objects, whose masks are known: the scene's
-    latents, noised, go once through the UNet with its caption. For all layers together, and for each alone:
+    latents, noised, go once through the UNet with its caption. For all layers together and for each alone, at all of TIMESTEPS together
+    ("all t") and at each alone:
 
     pointing: share of words whose map is highest on a pixel of the object.
     miou: mean overlap of the object and the pixels above half of the map's range.
     """
     sd = models.load(str(folder), dtype=torch.float32)
     noiser, rng = DDPMScheduler.from_config(sd.scheduler_config), random.Random(32)
-    by_layer: dict[str, list[tuple[float, float]]] = {name: [] for name in ["all layers", *attention.layers_of(sd.unet)]}
+    layers, times = ["all layers", *attention.layers_of(sd.unet)], ["all t", *map(str, TIMESTEPS)]
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {layer: {t: [] for t in times} for layer in layers}
     cover, done = [], 0
     while done < count:
         spec = sample_spec(rng, "test", rng.choice(["left of", "above", "wearing"]))
@@ -190,15 +192,19 @@ def pointing(folder: Path, count: int) -> dict[str, dict[str, float]]:
             steps.append(recorder.maps)
         for mask, place in zip(scene.masks > 0.5, places, strict=True):
             positions = tuple(k for i in place for k in words[i][1])
-            for layer, scores in by_layer.items():
+            for layer, by_time in found.items():
                 chosen = None if layer == "all layers" else [layer]
-                heat = attention.heat_map(steps, positions, size=tuple(z.shape[-2:]), layers=chosen)
-                scores.append(overlap(heat, mask))
+                for time_, scores in by_time.items():
+                    looked = steps if time_ == "all t" else [steps[times.index(time_) - 1]]
+                    scores.append(overlap(attention.heat_map(looked, positions, size=tuple(z.shape[-2:]), layers=chosen), mask))
             cover.append(float(mask.mean()))
         done += 1
-    means = {layer: np.mean(scores, axis=0).round(4).tolist() for layer, scores in by_layer.items()}
-    result = {layer: {"pointing": peak, "miou": union} for layer, (peak, union) in means.items()}
-    return {**result, "chance": {"pointing": round(float(np.mean(cover)), 4)}, "words": {"of": len(cover)}}
+
+    def means(scores: list[tuple[float, float]]) -> dict[str, float]:
+        return dict(zip(("pointing", "miou"), np.mean(scores, axis=0).round(4).tolist(), strict=True))
+
+    by = {layer: {t: means(scores) for t, scores in by_time.items()} for layer, by_time in found.items()}
+    return {"by": by, "chance": round(float(np.mean(cover)), 4), "words": len(cover), "scenes": count}
 
 
 def overlap(heat: Tensor, mask: np.ndarray) -> tuple[float, float]:
@@ -231,11 +237,15 @@ def markdown(found: dict) -> str:
     lines += ["", f"Percent of the pictures that are right, {found['steps']} DDIM steps. {notes}."]
     lines += ["", f"The judge, on unseen real scenes: {told}."]
     if "attention" in found:
-        layers = dict(found["attention"])
-        count, times = layers.pop("words")["of"], ", ".join(map(str, TIMESTEPS))
-        lines += ["", row("cross-attention of the object's word", "pointing game", "mIoU"), row("---", "---:", "---:")]
-        lines += [row(layer, percent(scores, "pointing"), percent(scores, "miou")) for layer, scores in layers.items()]
-        lines += ["", f"{count} words of real unseen two-object scenes, noised to t = {times}; mean over heads."]
+        seen = found["attention"]
+        times = list(next(iter(seen["by"].values())))
+        lines += ["", row("cross-attention of the object's word", *(t if t == "all t" else f"t = {t}" for t in times))]
+        lines += [row("---", *["---:" for _ in times])]
+        for layer, by_time in seen["by"].items():
+            lines.append(row(layer, *(f"{percent(scores, 'pointing')} / {scores['miou']:.2f}" for scores in by_time.values())))
+        about = f"{seen['words']} words of {seen['scenes']} real unseen two-object scenes, noised to each t; mean over heads"
+        by_chance = f"A point at random would hit in {100 * seen['chance']:.1f} %."
+        lines += ["", f"Pointing game in percent / mIoU of {about}. {by_chance}"]
     return "\n".join(lines) + "\n"
 
 
@@ -291,7 +301,7 @@ def main() -> None:
     found["ceiling"] = ceiling(pipe, judge, trained[: args.prompts] + held_out[: args.prompts // 4], args.batch)
     found["attention"] = pointing(folder, args.pointing)
     keep()
-    print(f"attention: {found['attention']['all layers']}, chance {found['attention']['chance']}", flush=True)
+    print(f"attention: {found['attention']['by']['all layers']}, chance {found['attention']['chance']}", flush=True)
 
     for guidance in sorted(args.guidances, key=lambda g: g != args.best):  # the one that counts first
         count, start = args.prompts if guidance == args.best else args.others, time.monotonic()
