@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 
 import ui
 from core import models
-from core.catalog import CATALOG
+from core.catalog import CATALOG, role_of
 from core.engine import LocalEngine
 from core.models import StableDiffusion
 from core.trace import Trace
@@ -26,7 +26,7 @@ STYLE = Path(__file__).parent / "assets" / "style.css"
 
 
 def make_engine(extra: list[str], download: bool = False) -> tuple[LocalEngine, str]:
-    """An engine for the catalogue's base models and those named on the command line, and the model to begin with.
+    """An engine for the catalogue's models and those named on the command line, and the base model to begin with.
 
     A local folder goes by its last name, so that no picture's settings tell where it lies on this machine. Without `download` the menu
     opens what is on disk only: a visitor's click must not make a server fetch gigabytes.
@@ -36,8 +36,10 @@ def make_engine(extra: list[str], download: bool = False) -> tuple[LocalEngine, 
     def load(name: str) -> StableDiffusion:
         return replace(models.load(places.get(name, name), fetch=download), name=name)
 
-    names = dict.fromkeys([*places, *(name for name, c in CATALOG.items() if c.role == "base")])
-    return LocalEngine(load, allowed=tuple(names)), next(iter(names))
+    roles = {name: role_of(place) for name, place in places.items()} | {
+        name: role_of(name) for name in CATALOG if name not in places
+    }
+    return LocalEngine(load, roles), next(name for name, role in roles.items() if role == "base")
 
 
 def make_app(engine: LocalEngine, default: str, example: Path = common.EXAMPLE) -> gr.Blocks:
@@ -45,8 +47,14 @@ def make_app(engine: LocalEngine, default: str, example: Path = common.EXAMPLE) 
     with gr.Blocks(title="Inside Stable Diffusion", fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         model, owner = common.header(engine, default, demo)
         first = Trace.open(example) if example.exists() else None
-        shared = common.Shared(engine, default, model, owner, first, gr.State(""), gr.State(None))
-        with gr.Tabs(elem_id="tabs"):
+        states = (
+            gr.State(""),
+            gr.State(None),
+            gr.State(None),
+            gr.State(None),
+        )  # here: Gradio counts what stands among the tabs as tabs
+        with gr.Tabs(elem_id="tabs") as tabs:
+            shared = common.Shared(engine, default, model, owner, first, *states, tabs)
             for tab in ui.TABS:
                 with gr.Tab(common.i18n(tab.TITLE), id=tab.TITLE, elem_id=tab.TITLE) as place:
                     tab.build(shared, place)
@@ -80,7 +88,7 @@ LAUNCH = {
     ),
     "app_kwargs": {"middleware": [Middleware(common.SwitchedLanguage)]},
     "css_paths": STYLE,
-    "head_paths": [Path(ui.__file__).parent / name for name in ("head.html", "maps.html")],
+    "head_paths": [Path(ui.__file__).parent / name for name in ("head.html", "maps.html", "dom.html")],
     "i18n": common.i18n,
     "footer_links": ["api"],
     "run_history": False,

@@ -14,8 +14,11 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 MODELS = Path(__file__).resolve().parent.parent / "assets" / "models"
 FILES = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.safetensors"]
 # Beside the full weights, repositories keep halves, training weights and a safety checker that this app does not load: gigabytes.
-LEFT = ["*.fp16.*", "*non_ema*", "safety_checker/*", "image_encoder/*", "feature_extractor/*"]
+LEFT = ["*.fp16.*", "*non_ema*", "safety_checker/*", "image_encoder/*"]
 PARTS = ["tokenizer", "text_encoder", "vae", "unet", "scheduler"]
+
+
+ROLES = {4: "base", 9: "inpaint", 5: "depth", 7: "upscale"}  # channels of the UNet's input -> what it was trained for
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Checkpoint:
 
     name: str
     title: str  # what the menu shows
-    role: str  # "base", "inpaint", "depth" or "upscale"
+    role: str  # one of ROLES
     candidates: tuple[tuple[str, str], ...]  # (Hub id or folder under assets/models, revision or "main"), best first
     licence: str
     gigabytes: float  # to download
@@ -75,8 +78,76 @@ CATALOG = {
             "Stability AI Community License: not free for every use",
             5.2,
         ),
+        Checkpoint(
+            "emoji-inpaint",
+            "Emoji, inpainting (embedded, 128 px)",
+            "inpaint",
+            (("emoji-inpaint", ""),),
+            "Apache-2.0",
+            0.0,
+            embedded=True,
+        ),
+        Checkpoint(
+            "sd15-inpaint",
+            "Stable Diffusion 1.5 inpainting",
+            "inpaint",
+            (("stable-diffusion-v1-5/stable-diffusion-inpainting", "main"),),
+            "CreativeML OpenRAIL-M",
+            4.3,
+        ),
+        Checkpoint(
+            "sd2-inpaint",
+            "Stable Diffusion 2 inpainting",
+            "inpaint",
+            (("sd2-community/stable-diffusion-2-inpainting", "5f74973cbb64c8568780732c17f43eb269d63a0d"),),
+            "CreativeML Open RAIL++-M",
+            5.2,
+        ),
+        Checkpoint(
+            "emoji-depth",
+            "Emoji, depth (embedded, 128 px)",
+            "depth",
+            (("emoji-depth", ""),),
+            "Apache-2.0",
+            0.0,
+            embedded=True,
+        ),
+        Checkpoint(
+            "sd2-depth",
+            "Stable Diffusion 2 depth",
+            "depth",
+            (("sd2-community/stable-diffusion-2-depth", "6cb92dd9430a7f6da8d9e99d7b60acdebcc348b7"),),
+            "CreativeML Open RAIL++-M",
+            5.7,
+        ),
+        Checkpoint(
+            "emoji-upscale",
+            "Emoji, x4 upscaler (embedded, 128 to 512 px)",
+            "upscale",
+            (("emoji-upscale", ""),),
+            "Apache-2.0",
+            0.0,
+            embedded=True,
+        ),
+        Checkpoint(
+            "x4-upscaler",
+            "Stable Diffusion x4 upscaler",
+            "upscale",
+            (("stabilityai/stable-diffusion-x4-upscaler", "main"),),
+            "CreativeML Open RAIL++-M",
+            3.7,
+        ),
     ]
+    if not c.embedded or (MODELS / c.name).is_dir()  # one that is trained later is offered once its folder is there
 }
+
+
+def role_of(name: str) -> str:
+    """What a model is for, one of ROLES' values: as the catalogue says, or a local folder's UNet; of others, base is assumed."""
+    if name in CATALOG:
+        return CATALOG[name].role
+    config = Path(name).expanduser() / "unet" / "config.json"
+    return ROLES.get(json.loads(config.read_text()).get("in_channels"), "base") if config.is_file() else "base"
 
 
 def _missing(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from core import latents, models
+from core import catalog, latents, models, room
 from core.attention import Record
 from core.models import StableDiffusion
 from core.sampling import Request, denoise
@@ -29,10 +29,11 @@ T = TypeVar("T")
 
 KEPT_PER_OWNER = 8  # finished runs that a person can come back to
 KEPT_BYTES = 2 * 2**30  # finished runs in all: some 300 of the embedded model's
-LOADED = 3  # models in memory
+LOADED = 3  # models in memory, beside the embedded ones
 WAITING_PER_OWNER = 3
 WAITING = 60
 ENDED = ("done", "stopped", "failed")
+EMBEDDED = {name: entry.role for name, entry in catalog.CATALOG.items() if entry.embedded}
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,14 @@ class LocalEngine:
     """Runs jobs in this process, on one device.
 
     load: name -> StableDiffusion, called on the worker's thread the first time a model is asked for. allowed: the names that requests may
-    ask for (a forged menu value is refused). All methods may be called from any thread.
+    ask for (a forged menu value is refused), and the role of each; names alone are base models. All methods may be called from any thread.
     """
 
-    def __init__(self, load: Callable[[str], StableDiffusion] = models.load, allowed: tuple[str, ...] = ("emoji",)):
-        self._load, self.allowed = load, allowed
+    def __init__(
+        self, load: Callable[[str], StableDiffusion] = models.load, allowed: Iterable[str] | Mapping[str, str] = EMBEDDED
+    ):
+        self._load = load
+        self.allowed: dict[str, str] = dict(allowed) if isinstance(allowed, Mapping) else dict.fromkeys(allowed, "base")
         self._models: dict[str, StableDiffusion] = {}
         self._loading = threading.Lock()
         self._jobs: OrderedDict[str, Job] = OrderedDict()  # oldest first
@@ -210,10 +214,15 @@ class LocalEngine:
             return sd
         with self._loading:
             if name not in self._models:
-                while len(self._models) >= LOADED:
-                    del self._models[next(iter(self._models))]  # the one loaded first; whoever still reads it keeps it
+                large = [loaded for loaded in self._models if loaded not in EMBEDDED]
+                if len(large) >= LOADED and name not in EMBEDDED:
+                    del self._models[large[0]]  # the one loaded first; whoever still reads it keeps it
                 self._models[name] = self._load(name)
             return self._models[name]
+
+    def for_role(self, role: str) -> list[str]:
+        """The allowed models for one of catalog.ROLES."""
+        return [name for name, its in self.allowed.items() if its == role]
 
     def loaded(self, name: str) -> StableDiffusion | None:
         """The model if it is in memory already, else None; never loads, never waits."""
@@ -367,6 +376,7 @@ class LocalEngine:
         self._tell(job, state="done" if part is None or part.i + 1 == part.count else "stopped")
 
     def _draw(self, job: Job, sd: StableDiffusion, request: Request) -> None:
+        room.check(sd, request)
         began = time.perf_counter()
         trace = Trace.start(sd, request)
         self._tell(job, state="running")

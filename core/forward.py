@@ -36,11 +36,15 @@ def noised(z: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
 @torch.no_grad()
 def guess(sd: StableDiffusion, request: Request, z: Tensor, t: float, alpha_bar: float) -> Guess:
     """One UNet prediction: z (1, 4, h, w) noised by the request's seed and looked at with its words and guidance; its steps, size and
-    guidance interval play no part. Raises ValueError if the prediction is not finite."""
+    guidance interval play no part. Raises ValueError if the prediction is not finite, or the model sees more than latents."""
+    if sd.unet.config.in_channels != z.shape[1]:
+        raise ValueError(
+            f"The model {sd.name} sees more than latents, and there is nothing else here; look at a run of a plain model."
+        )
     noise = torch.randn(z.shape, generator=latents.generator(request.seed)).to(z)
     x = noised(z, noise, alpha_bar)
     words = {w: text.encode(sd, *w) for w in (request.words, request.no_words)}
     time = torch.tensor(t, device=sd.device, dtype=torch.float32)
-    (said,) = predict(sd, [replace(request, interval=None)], 0, time, x.to(sd.dtype), words, {}, None)
+    (said,) = predict(sd, [replace(request, interval=None, source=None)], 0, time, x.to(sd.dtype), [None], words, {}, None)
     eps = schedulers.eps_of(said.guided, x, alpha_bar, sd.prediction_type)
     return Guess(t, alpha_bar, z, noise, x, eps, schedulers.x0_of(x, eps, alpha_bar))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import AutoImageProcessor, CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
 from core import attention, catalog
 
@@ -29,6 +29,13 @@ SD_PREVIEW = [  # latents -> RGB for SD 1.x and 2.x, as published with ComfyUI's
     [0.3250, 0.4974, 0.2350],
     [-0.2829, 0.1762, 0.2721],
     [-0.2120, -0.2616, -0.7177],
+    [0.0, 0.0, 0.0],
+]
+X4_PREVIEW = [  # of the x4 upscaler, whose VAE has latents of another kind; published beside the above
+    [-0.2340, -0.3863, -0.3257],
+    [0.0994, 0.0885, -0.0908],
+    [-0.2833, -0.2349, -0.3741],
+    [0.2523, -0.0055, -0.1651],
     [0.0, 0.0, 0.0],
 ]
 
@@ -50,6 +57,9 @@ class StableDiffusion:
     device: torch.device
     dtype: torch.dtype  # of UNet and text encoder; the VAE is always float32
     why: str  # why this device and dtype
+    depth_estimator: DPTForDepthEstimation | None = None  # of a depth model
+    depth_processor: Any = None  # a picture -> the estimator's input
+    low_res_config: dict[str, Any] | None = None  # of an upscaler: the noise schedule of its small picture
     # A tokenizer keeps the padding and truncation of its last call: eight threads on one gave 7 % wrong ids, silently.
     tokenizer_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -125,16 +135,23 @@ def load(
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **options)
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=kind, **options)
         config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        estimator = processor = low_res = None
+        if (folder / "depth_estimator").is_dir():
+            estimator = DPTForDepthEstimation.from_pretrained(folder, subfolder="depth_estimator", **options)
+            processor = AutoImageProcessor.from_pretrained(folder, subfolder="feature_extractor", local_files_only=True)
+        if (folder / "low_res_scheduler").is_dir():
+            low_res = json.loads((folder / "low_res_scheduler" / "scheduler_config.json").read_text())
     except Exception as error:  # each library has exceptions of its own for a missing, cut off or unreadable file
         log.exception("Opening %s failed", folder)
         raise ValueError(
             f"The model in {folder.name} could not be opened: a file is damaged or missing; fetch it again."
         ) from error
-    parts: list[torch.nn.Module] = [text_encoder, vae, unet]
+    parts: list[torch.nn.Module] = [part for part in (text_encoder, vae, unet, estimator) if part is not None]
     for part in parts:
         part.requires_grad_(False).eval().to(where)
     attention.make_recordable(unet)
     preview = folder / "preview.json"
+    published = X4_PREVIEW if len(vae.config.block_out_channels) == 3 else SD_PREVIEW  # by the VAE's factor, 4 or 8
     return StableDiffusion(
         name=name,
         source=found.source,
@@ -145,8 +162,11 @@ def load(
         vae=vae,
         unet=unet,
         scheduler_config=config,
-        preview=torch.tensor(json.loads(preview.read_text()) if preview.exists() else SD_PREVIEW, device=where),
+        preview=torch.tensor(json.loads(preview.read_text()) if preview.exists() else published, device=where),
         device=where,
         dtype=kind,
         why=f"{where.type}, {why}",
+        depth_estimator=estimator,
+        depth_processor=processor,
+        low_res_config=low_res,
     )

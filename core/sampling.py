@@ -9,18 +9,20 @@ w     guidance scale: eps = eps_uncond + w (eps_cond - eps_uncond)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 
 import torch
 from torch import Tensor
 
-from core import latents, losses, schedulers, text
+from core import conditioning, latents, losses, schedulers, text
 from core.attention import Record, Recorder
+from core.conditioning import Source
 from core.models import StableDiffusion
 
 Words = tuple[str, tuple[text.Edit, ...]]  # a prompt and the edits of its numbers
-Row = tuple[int, Words]  # a row of a UNet call: whose latents (the picture's number; at the first step its seed), which words
+Start = tuple[int, Source | None]  # what the first latents depend on: seed and picture
+Row = tuple[int | Start, Words]  # a row of a UNet call: whose latents (by number; at the first step by their start), which words
 MAX_EDITS, MAX_NUMBERS = 32, 2**15  # a PNG must carry them in its text
 MAX_PROMPT = 2000  # characters; 77 tokens are far fewer, and a megabyte would keep the tokenizer busy
 
@@ -40,6 +42,7 @@ class Request:
     interval: tuple[int, int] | None = None  # guidance acts in steps start <= i < stop and is 1 elsewhere; None = always
     model: str = "emoji"  # which model the engine takes; denoise() uses the one it is given
     edits: tuple[text.Edit, ...] = ()  # changes of the prompt's numbers between the words and the UNet
+    source: Source | None = None  # a picture to start from, and how; width and height are then that picture's
 
     def __post_init__(self) -> None:
         check_text("prompt", self.prompt)
@@ -71,19 +74,30 @@ class Request:
             raise ValueError(f"At most {MAX_EDITS} edits are made, of {MAX_NUMBERS:,} numbers in all; take some back.")
         for edit in self.edits:
             check_text("other prompt", edit.words)
+        if self.source is not None and not isinstance(self.source, Source):
+            raise ValueError("The picture to start from is no picture; choose one again.")
+        if self.source is not None and (self.width or self.height):
+            raise ValueError("A run from a picture has that picture's size; leave width and height empty.")
 
     @classmethod
     def of(cls, values: Mapping) -> "Request":
-        """A request from plain values, as JSON gives them back; names that it does not have are passed over.
+        """A request from plain values, as JSON gives them back; names that it does not have are passed over, and so is a source, of
+        which plain values have the name only.
 
         Raises ValueError for a value that no request can have, TypeError for one of another shape.
         """
-        known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
+        known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__ and name != "source"}
         if isinstance(known.get("interval"), list):
             known["interval"] = tuple(known["interval"])
         if isinstance(known.get("edits"), list):
             known["edits"] = tuple(text.Edit(**{**edit, "vector": tuple(edit.get("vector", ()))}) for edit in known["edits"])
         return cls(**known)
+
+    def facts(self) -> dict:
+        """The request as plain values; the picture it starts from as "start", its pixels by name ("source" says where a model is from)."""
+        plain = asdict(replace(self, source=None))
+        del plain["source"]
+        return {**plain, "start": self.source.facts() if self.source else None}
 
     @property
     def words(self) -> Words:
@@ -139,6 +153,7 @@ class Step:
     x0: Tensor  # the clean latents it points to
     x_next: Tensor  # latents after the step; the last one's are the result
     attention: Mapping[str, Tensor] = field(default_factory=dict)  # layer -> (branches, h w, 77); empty without a record
+    channels: Tensor | None = None  # what the UNet saw beside x_in: mask, masked picture, depth, small picture; (1, C, h, w)
     loss: float | None = None  # what the loss said of x0 decoded, before it moved the latents; None without one
 
 
@@ -200,31 +215,39 @@ def denoise_many(
     first, known = requests[0], {} if known is None else known
     scheduler = schedulers.make(first.scheduler, sd.scheduler_config, first.steps, sd.device)
     alpha_bars = schedulers.alpha_bars(scheduler).tolist()
-    check_interval(requests, len(alpha_bars))
     embeddings = {words: text.encode(sd, *words) for r in requests for words in (r.words, r.no_words)}  # (1, 77, D) each
 
-    # Start from pure noise, scaled to what this scheduler calls noise.
+    # Start from noise, or from a picture with noise on it, and from the time that is as noisy.
     height, width = size_of(sd, first)
-    sources = [latents.generator(fork.request.seed if fork else r.seed) for r in requests]
-    extra = {"generator": sources} if "generator" in signature(scheduler.step).parameters else {}
-    x = torch.cat([latents.noise(sd, height, width, source) for source in sources]) * scheduler.init_noise_sigma  # (N, 4, h, w)
+    randoms = [latents.generator(fork.request.seed if fork and fork.steps else r.seed) for r in requests]
+    extra = {"generator": randoms} if "generator" in signature(scheduler.step).parameters else {}
+    starts = [
+        conditioning.start(sd, r.source, scheduler, r.steps, height, width, random)
+        for r, random in zip(requests, randoms, strict=True)
+    ]
+    times, alpha_bars = scheduler.timesteps[starts[0].first :], alpha_bars[starts[0].first :]
+    check_interval(requests, len(times))
+    x = torch.cat([s.x for s in starts])  # (N, 4, h, w)
+    channels = [s.channels for s in starts]
 
-    for i, t in enumerate(scheduler.timesteps):
+    for i, t in enumerate(times):
         if fork and i == len(fork.steps) > 0 and first.seed != fork.request.seed:
-            sources[:] = [latents.generator(first.seed)]  # in place: `extra` holds the list too
-            x = scheduler.add_noise(fork.steps[-1].x0.to(x), latents.noise(sd, height, width, sources[0]), t[None])
+            randoms[:] = [latents.generator(first.seed)]  # in place: `extra` holds the list too
+            x = scheduler.add_noise(fork.steps[-1].x0.to(x), latents.noise(sd, height, width, randoms[0]), t[None])
         x_in = scheduler.scale_model_input(x, t)  # (N, 4, h, w)
 
         if fork and i < len(fork.steps):  # predicted before
             predictions = [kept_prediction(sd, fork.steps[i], x_in)]
         else:
-            predictions = predict(sd, requests, i, t, x_in, embeddings, known if i == 0 else {}, record)
+            predictions = predict(sd, requests, i, t, x_in, channels, embeddings, known if i == 0 else {}, record)
 
         guided = torch.cat([p.guided for p in predictions])  # (N, 4, h, w)
         x_moved, guided, value = steer(sd, loss, i, x, x_in, guided, alpha_bars[i]) if loss else (x, guided, None)
         x_next = scheduler.step(guided, t, x_moved, **extra, return_dict=False)[0]  # (N, 4, h, w)
+        if starts[0].restore:  # inpainting by a plain UNet, one picture at a time
+            x_next = starts[0].restore(x_next, times[i + 1] if i + 1 < len(times) else None)
         yield [
-            make_step(sd, i, t, alpha_bars, p, x[n : n + 1], x_in[n : n + 1], x_next[n : n + 1], value)
+            make_step(sd, i, t, alpha_bars, p, x[n : n + 1], x_in[n : n + 1], x_next[n : n + 1], channels[n], value)
             for n, p in enumerate(predictions)
         ]
         x = x_next
@@ -247,6 +270,7 @@ def predict(
     i: int,
     t: Tensor,
     x_in: Tensor,
+    channels: Sequence[Tensor | None],
     embeddings: Mapping[Words, Tensor],
     known: dict[Row, Tensor],
     record: Record | None,
@@ -254,17 +278,21 @@ def predict(
     """One call of the UNet for all pictures, with only the branches that each one's w needs, and guidance. What is in `known` is not asked
     again, and what was asked is added to it."""
     ws = [r.guidance if r.interval is None or r.interval[0] <= i < r.interval[1] else 1.0 for r in requests]
-    whose = [r.seed if i == 0 else n for n, r in enumerate(requests)]  # pictures of one seed start from the same noise
-    inputs = dict(zip(whose, x_in.split(1), strict=True))
+    # Pictures of one seed start from the same noise.
+    whose: list[int | Start] = [(r.seed, r.source) if i == 0 else n for n, r in enumerate(requests)]
+    seen = [x if c is None else torch.cat([x, c], dim=1) for x, c in zip(x_in.split(1), channels, strict=True)]
+    inputs = dict(zip(whose, seen, strict=True))
+    label = conditioning.label(requests[0].source)
     uncond: list[Row | None] = [None if w == 1 else (k, r.no_words) for k, w, r in zip(whose, ws, requests, strict=True)]
     cond: list[Row | None] = [None if w == 0 else (k, r.words) for k, w, r in zip(whose, ws, requests, strict=True)]
     rows = [row for row in dict.fromkeys(uncond + cond) if row and row not in known]
     recorder = Recorder(record) if record else None
     if rows:
         output = sd.unet(
-            torch.cat([inputs[k] for k, _ in rows]),  # (rows, 4, h, w)
+            torch.cat([inputs[k] for k, _ in rows]),  # (rows, 4 and more, h, w)
             t,
             encoder_hidden_states=torch.cat([embeddings[words] for _, words in rows]),  # (rows, 77, D)
+            class_labels=None if label is None else torch.tensor([label] * len(rows), device=sd.device),
             cross_attention_kwargs={"record": recorder} if recorder else None,
             return_dict=False,
         )[0]
@@ -317,6 +345,7 @@ def make_step(
     x: Tensor,
     x_in: Tensor,
     x_next: Tensor,
+    channels: Tensor | None,
     loss: float | None,
 ) -> Step:
     """Everything of one turn in the terms that the page and the papers use: eps, x0, sigma."""
@@ -337,6 +366,7 @@ def make_step(
         x0=schedulers.x0_of(x_in, eps, alpha_bar),
         x_next=x_next,
         attention=p.attention,
+        channels=channels,
         loss=loss,
     )
 
@@ -353,7 +383,11 @@ def kept_prediction(sd: StableDiffusion, step: Step, x_in: Tensor) -> Prediction
 
 
 def size_of(sd: StableDiffusion, request: Request) -> tuple[int, int]:
-    """Height and width in pixels; what the request leaves open is the size the model was trained at."""
+    """Height and width in pixels of the result: those of the picture it starts from, or four times that; else what the request says; what
+    it leaves open is the size the model was trained at."""
+    if request.source:
+        scale = sd.factor if isinstance(request.source, conditioning.Upscale) else 1
+        return request.source.picture.height * scale, request.source.picture.width * scale
     return request.height or sd.size, request.width or sd.size
 
 
@@ -366,10 +400,13 @@ def check_alike(
     loss: Loss | None,
 ) -> None:
     alike = [*requests, fork.request] if fork else requests
-    if len({(r.scheduler, r.steps, size_of(sd, r)) for r in alike}) > 1:
+    if len({(r.scheduler, r.steps, size_of(sd, r), r.source) for r in alike}) > 1:
         raise ValueError(
-            "These pictures differ in size, scheduler or steps, which one run must share; make them one after the other."
+            "These pictures differ in size, scheduler, steps or the picture they start from, which one run must share; "
+            "make them one after the other."
         )
+    if len(requests) > 1 and isinstance(requests[0].source, conditioning.Inpaint):
+        raise ValueError("An inpainting puts back what it keeps of one picture; make the others one after the other.")
     if known and record:
         raise ValueError("Predictions that are already known leave no attention to record; record one run by itself.")
     if loss and len(requests) > 1:

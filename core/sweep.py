@@ -62,6 +62,10 @@ class Sweep:
             word = re.compile(rf"\b{re.escape(old)}\b")
             if not old or not word.search(self.request.prompt):
                 raise ValueError(f'The prompt does not hold {old!r}; swap one of its words, as in "dog -> cat".')
+            if arrow and self.request.edits:
+                raise ValueError(
+                    "Edits belong to places among the words, which a swap changes; take them back, or take another axis."
+                )
             return replace(self.request, prompt=word.sub(lambda _: new, self.request.prompt)) if arrow else self.request
         return replace(self.request, **{self.axis: value.strip()})
 

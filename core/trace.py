@@ -13,6 +13,7 @@ from torch import Tensor
 
 from core import attention, latents, schedulers, text
 from core.attention import Record
+from core.conditioning import KINDS, Pixels, Source
 from core.models import StableDiffusion
 from core.sampling import Request, Step, predict
 from core.text import Token, Tokens
@@ -75,8 +76,14 @@ class Trace:
                 maps = {}
                 note = f"Attention was kept up to the budget of {MEGABYTES} MB; later steps have none."
                 self.notes = [*self.notes, *([] if note in self.notes else [note])]
-            self.steps.append(dataclasses.replace(step, **small, attention=maps))
+            self.steps.append(dataclasses.replace(step, **small, attention=maps, channels=self._channels(step)))
             yield step
+
+    def _channels(self, step: Step) -> Tensor | None:
+        """They are the same at every step: kept once."""
+        if step.channels is None:
+            return None
+        return self.steps[0].channels if self.steps else pack(step.channels)
 
     def finish(self, sd: StableDiffusion, latent: Tensor) -> Tensor:
         """Decodes the run's last latents, keeps and returns the picture, (3, H, W) uint8."""
@@ -102,6 +109,7 @@ class Trace:
     @property
     def nbytes(self) -> int:
         kept = sum(v.nbytes for s in self.steps for n in TENSORS if (v := getattr(s, n)) is not None)
+        kept += sum(len(p.data) for p in pixels_of(self.request.source).values())
         return kept + self.attention_bytes + (0 if self.picture is None else self.picture.nbytes)
 
     def word_maps(
@@ -129,7 +137,9 @@ class Trace:
         kept = self.steps[i]
         embeddings = {words: text.encode(sd, *words) for words in (self.request.words, self.request.no_words)}
         x_in = kept.x_in.to(sd.device, sd.dtype)
-        found = predict(sd, [self.request], i, torch.tensor(kept.t, device=sd.device), x_in, embeddings, {}, record)[0]
+        channels = None if kept.channels is None else kept.channels.to(x_in)
+        t = torch.tensor(kept.t, device=sd.device)
+        (found,) = predict(sd, [self.request], i, t, x_in, [channels], embeddings, {}, record)
         eps = schedulers.eps_of(found.guided, x_in, kept.alpha_bar, sd.prediction_type).cpu().float()
         if (eps - kept.eps).norm() > 0.01 * kept.eps.float().norm():
             raise ValueError(
@@ -150,7 +160,7 @@ class Trace:
 
     def settings(self) -> dict:
         """Everything that made the picture, as plain values: what a PNG carries and the API answers."""
-        request = json.loads(json.dumps(dataclasses.asdict(self.request)))  # lists for tuples, as a reader of the PNG finds them
+        request = json.loads(json.dumps(self.request.facts()))  # lists for tuples, as a reader of the PNG finds them
         return {**request, **self.made_by, "stopped": self.stopped, "seconds": round(self.seconds, 2)}
 
     def save(self, path: str | Path) -> None:
@@ -163,10 +173,13 @@ class Trace:
             facts.append({n: getattr(s, n) for n in ("i", "count", "t", "sigma", "alpha_bar", "w", "loss")})
         if self.steps:
             tensors["end"] = self.steps[-1].x_next.contiguous()
+            if (channels := self.steps[0].channels) is not None:
+                tensors["channels"] = channels.contiguous()
         if self.picture is not None:
-            tensors["picture"] = self.picture
+            tensors["picture"] = self.picture.contiguous()
+        tensors |= {f"source.{n}": torch.from_numpy(p.array.copy()) for n, p in pixels_of(self.request.source).items()}
         about = {
-            "request": dataclasses.asdict(self.request),
+            "request": self.request.facts(),
             "made_by": self.made_by,
             "tokens": dataclasses.asdict(self.tokens),
             "negative_tokens": dataclasses.asdict(self.negative_tokens),
@@ -210,14 +223,30 @@ class Trace:
             x_next = tensors.get(f"{i + 1}.x", tensors["end"])
             maps = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             steps.append(
-                Step(**f, x=x, x_in=x_in, eps_uncond=eps_uncond, eps_cond=eps_cond, eps=eps, x0=x0, x_next=x_next, attention=maps)
+                Step(
+                    **f,
+                    x=x,
+                    x_in=x_in,
+                    eps_uncond=eps_uncond,
+                    eps_cond=eps_cond,
+                    eps=eps,
+                    x0=x0,
+                    x_next=x_next,
+                    attention=maps,
+                    channels=tensors.get("channels"),
+                )
             )
 
         def tokens_of(d: dict) -> Tokens:
             return Tokens(tuple(Token(**t) for t in d["tokens"]), d["used"], d["cut"])
 
+        request = Request.of(about["request"])
+        if source := about["request"].get("start"):
+            pictures = {n.removeprefix("source."): Pixels.of(t.numpy()) for n, t in tensors.items() if n.startswith("source.")}
+            request = dataclasses.replace(request, source=KINDS[source.pop("kind")](**{**source, **pictures}))
+
         return cls(
-            request=Request.of(about["request"]),
+            request=request,
             made_by=about["made_by"],
             tokens=tokens_of(about["tokens"]),
             negative_tokens=tokens_of(about["negative_tokens"]),
@@ -229,6 +258,12 @@ class Trace:
             notes=about["notes"],
             seconds=about["seconds"],
         )
+
+
+def pixels_of(source: Source | None) -> dict[str, Pixels]:
+    """The pictures that a source carries, by the names of their fields."""
+    values = {} if source is None else {f.name: getattr(source, f.name) for f in dataclasses.fields(source)}
+    return {name: value for name, value in values.items() if isinstance(value, Pixels)}
 
 
 def pack(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,9 +12,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
-from core import attention, catalog, models, schedulers
+from core import attention, catalog, conditioning, models, schedulers
 from core.engine import LocalEngine
 from core.models import StableDiffusion
 from core.sampling import Request
@@ -29,9 +30,15 @@ BETAS = {
 }
 
 
-def toy_model(*, heads=2, linear=False, prediction_type="epsilon", text_width=16, seed=0) -> StableDiffusion:
+@cache
+def toy_tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(catalog.MODELS / "emoji" / "tokenizer")
+
+
+def toy_model(*, heads=2, linear=False, prediction_type="epsilon", text_width=16, seed=0, kind="img2img") -> StableDiffusion:
     torch.manual_seed(seed)
-    tokenizer = CLIPTokenizer.from_pretrained(catalog.MODELS / "emoji" / "tokenizer")
+    channels = {kind: count for count, kind in conditioning.CHANNELS.items()}[kind]
+    tokenizer = toy_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -48,6 +55,8 @@ def toy_model(*, heads=2, linear=False, prediction_type="epsilon", text_width=16
     text_encoder.get_input_embeddings().weight.data.normal_(std=1.0)
     unet = UNet2DConditionModel(
         sample_size=8,
+        in_channels=channels,
+        num_class_embeds=1000 if kind == "upscale" else None,
         block_out_channels=(8, 16),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -57,14 +66,16 @@ def toy_model(*, heads=2, linear=False, prediction_type="epsilon", text_width=16
         cross_attention_dim=text_width,
         norm_num_groups=4,
     )
+    levels = 3 if kind == "upscale" else 4
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=4,
         norm_num_groups=4,
     )
-    for part in (text_encoder, unet, vae):
+    estimator, processor = toy_estimator() if kind == "depth" else (None, None)
+    for part in filter(None, (text_encoder, unet, vae, estimator)):
         part.requires_grad_(False).eval()
     attention.make_recordable(unet)
     return StableDiffusion(
@@ -81,7 +92,29 @@ def toy_model(*, heads=2, linear=False, prediction_type="epsilon", text_width=16
         device=torch.device("cpu"),
         dtype=torch.float32,
         why="a test",
+        depth_estimator=estimator,
+        depth_processor=processor,
+        low_res_config={**BETAS, "beta_start": 0.0001, "beta_end": 0.02} if kind == "upscale" else None,
     )
+
+
+# Its tab and its tests wait for it: an untrained one would show noise.
+needs_upscaler = pytest.mark.skipif("emoji-upscale" not in catalog.CATALOG, reason="assets/models has no emoji-upscale yet")
+
+
+def toy_estimator():
+    config = DPTConfig(
+        image_size=64,
+        patch_size=16,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+    )
+    return DPTForDepthEstimation(config), DPTImageProcessorPil(size={"height": 64, "width": 64})
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +186,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def page_engine():
-    made = LocalEngine(allowed=("emoji",))
+    made = LocalEngine()
     made.model("emoji")
     yield made
     made.close()
