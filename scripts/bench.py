@@ -18,15 +18,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
+)
+from PIL import Image
 
-from core import latents, models, schedulers, sweep
+from core import catalog, latents, models, schedulers, sweep
 from core.attention import Record
+from core.conditioning import Depth, Inpaint, Pixels, Source, Upscale
 from core.models import StableDiffusion
 from core.sampling import Request, denoise
 from core.sweep import Sweep
@@ -152,7 +161,7 @@ def sweeps(sd: StableDiffusion, turns: int) -> dict[str, float]:
 
 def views(sd: StableDiffusion, turns: int) -> dict[str, float]:
     """What a control of the tabs makes the server do, each many times on one recorded run: the slowest one's 95th percentile."""
-    from ui import attention, common, fork, guidance, prompt
+    from ui import attention, common, fork, guidance, viewing
     from ui import latents as latents_tab
 
     trace = Trace.start(sd, REQUEST)
@@ -168,7 +177,7 @@ def views(sd: StableDiffusion, turns: int) -> dict[str, float]:
         "guidance, a run": lambda: guidance.anatomy(trace, "one", "en"),
         "latents, a run": lambda: latents_tab.view(trace, "en"),
         "fork, a run": lambda: fork.view(trace, "en"),
-        "prompt, a run": lambda: prompt.finished(trace, "one", "en"),
+        "prompt, a run": lambda: viewing.finished(trace, "one", "en"),
     }
     slowest = {}
     for name, work in works.items():
@@ -177,6 +186,48 @@ def views(sd: StableDiffusion, turns: int) -> dict[str, float]:
         slowest[name] = 1000 * took[int(0.95 * len(took))]
         print(f"view: {name:24}{slowest[name]:8.1f} ms", flush=True)
     return {"view_ms": round(max(slowest.values()), 1)}
+
+
+def from_pictures(turns: int) -> dict[str, float]:
+    """Each way to start from a picture: twenty steps and decoding, over diffusers' pipeline for the same picture."""
+    small = Image.fromarray((255 * torch.rand(6, 6, 3, generator=torch.Generator().manual_seed(0))).byte().numpy())
+    picture = Pixels.of(small.resize((128, 128), Image.Resampling.BICUBIC))
+    hole = torch.zeros(128, 128, dtype=torch.uint8)
+    hole[40:90, 30:100] = 255
+    mask = Pixels.of(hole.numpy())
+    sources = {
+        "img2img": ("emoji", StableDiffusionImg2ImgPipeline, Source(picture, 1.0), {"strength": 1.0}),
+        "inpaint": ("emoji-inpaint", StableDiffusionInpaintPipeline, Inpaint(picture, mask=mask), {"mask_image": mask.image}),
+        "depth": ("emoji-depth", StableDiffusionDepth2ImgPipeline, Depth(picture, 1.0), {"strength": 1.0}),
+        "upscale": ("emoji-upscale", StableDiffusionUpscalePipeline, Upscale(picture), {"noise_level": 20}),
+    }
+    figures = {}
+    for name, (model, kind, source, options) in sources.items():
+        if model not in catalog.CATALOG:
+            continue
+        sd = models.load(model)
+        pipe = kind.from_pretrained(catalog.MODELS / model, local_files_only=True)
+        cls, extra = schedulers.SCHEDULERS[REQUEST.scheduler]
+        pipe.scheduler = cls.from_config({**sd.scheduler_config, "clip_sample": False}, **extra)
+        pipe.set_progress_bar_config(disable=True)
+        request = replace(REQUEST, source=source)
+
+        def ours(sd: StableDiffusion = sd, request: Request = request) -> torch.Tensor:
+            *_, last = denoise(sd, request)
+            return latents.decode(sd, last.x_next)
+
+        def theirs(pipe=pipe, options: dict = options) -> torch.Tensor:
+            asked = {"num_inference_steps": REQUEST.steps, "guidance_scale": REQUEST.guidance, **options}
+            source = torch.Generator().manual_seed(REQUEST.seed)
+            return torch.as_tensor(pipe(REQUEST.prompt, image=picture.image, generator=source, output_type="np", **asked).images)
+
+        same = torch.allclose(ours().permute(0, 2, 3, 1) / 2 + 0.5, theirs(), atol=1e-4)
+        assert same, f"{name}: not the same picture, nothing to compare"
+        count = 2 if name == "upscale" else turns
+        took = [(seconds(ours), seconds(theirs)) if turn % 2 else (seconds(theirs), seconds(ours))[::-1] for turn in range(count)]
+        figures[f"{name}_s"] = round(statistics.median(a for a, _ in took), 2)
+        figures[f"{name}_ratio"] = round(statistics.median(a / b for a, b in took), 3)
+    return figures
 
 
 def page(turns: int) -> dict[str, float]:
@@ -221,7 +272,12 @@ def main() -> None:
     ask.add_argument("--no-page", action="store_true")
     args = ask.parse_args()
     sd = models.load("emoji")
-    figures = loops(sd, args.turns) | sweeps(sd, max(3, args.turns // 2)) | views(sd, args.turns)
+    figures = (
+        loops(sd, args.turns)
+        | sweeps(sd, max(3, args.turns // 2))
+        | views(sd, args.turns)
+        | from_pictures(max(3, args.turns // 2))
+    )
     if not args.no_page:
         figures |= page(args.turns)
     imports = [seconds(lambda: subprocess.run([sys.executable, "-c", "import app"], check=True)) for _ in range(3)]

@@ -10,21 +10,22 @@ captions, which is what classifier-free guidance needs. All 77 positions are tra
 
 import argparse
 import copy
-import hashlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from scenes import Spec, caption, compose, sample_spec
 from train_vae import to_tensor
-from training import MODELS, SHARD, STATE, device, train_loop, write_manifest
+from training import MODELS, SHARD, device, kept, train_loop, write_manifest
 
 # As in SD 1.5's scheduler_config.json; nothing else, so that each scheduler keeps its own defaults (spacing of timesteps).
 SCHEDULER = {
@@ -120,6 +121,41 @@ class Vocabulary:
         return whole
 
 
+class Noise:
+    """SD's noise levels (SCHEDULER): noises clean latents, and weighs the error of each level by min-SNR."""
+
+    def __init__(self):
+        noise = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k.startswith(("beta", "num"))})
+        self.bars = noise.alphas_cumprod.to(device())
+        self.snr = self.bars / (1 - self.bars)
+
+    def add(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, h, w) -> noised latents, noise, timesteps (B,)."""
+        eps, t = torch.randn_like(x0), torch.randint(1000, (len(x0),), device=x0.device)
+        bars = self.bars[t][:, None, None, None]
+        return bars.sqrt() * x0 + (1 - bars).sqrt() * eps, eps, t
+
+    def loss(self, out: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        weight = self.snr[t].clamp(max=5) / self.snr[t]
+        return (weight * (out - eps).square().mean((1, 2, 3))).mean()
+
+
+@torch.no_grad()
+def on_fixed_noise(loss_of: Callable[[None], Tensor], words: random.Random) -> str:
+    """The mean of four batches' losses, always with the same noise and words, so that two reports can be compared."""
+    state = torch.get_rng_state(), words.getstate()
+    torch.manual_seed(5)
+    value = sum(loss_of(None).item() for _ in range(4)) / 4
+    torch.set_rng_state(state[0])
+    words.setstate(state[1])
+    return f"loss of the average on fixed noise {value:.4f}"
+
+
+def posterior(vae: AutoencoderKL, pictures: Tensor) -> DiagonalGaussianDistribution:
+    with torch.autocast(device().type, torch.bfloat16):
+        return vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
+
+
 @torch.no_grad()
 def encoded(vae: AutoencoderKL, count: int, size: int) -> tuple[list[Spec], Tensor, Tensor]:
     """count scenes with their latents' mean and std, (count, 4, h, w) float16, scaled to unit variance; kept on disk."""
@@ -133,24 +169,19 @@ def encoded(vae: AutoencoderKL, count: int, size: int) -> tuple[list[Spec], Tens
         size,
         Path(__file__).with_name("scenes.py").read_text(),
     ]
-    path = STATE / f"latents-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.pt"
-    if path.exists():
-        return specs, *torch.load(path)
-    means, stds = [], []
-    vae.to(memory_format=torch.channels_last)
-    for start in range(0, count, 32):
-        x = to_tensor(np.stack([compose(s, size).picture for s in specs[start : start + 32]])).contiguous(
-            memory_format=torch.channels_last
-        )
-        with torch.autocast(device().type, torch.bfloat16):
-            latents = vae.encode(x).latent_dist
-        means.append((latents.mean.float() * vae.config.scaling_factor).half().cpu().contiguous())
-        stds.append((latents.std.float() * vae.config.scaling_factor).half().cpu().contiguous())
-        if start % 6400 == 0:
-            print(f"latents: {start} of {count}", flush=True)
-    STATE.mkdir(parents=True, exist_ok=True)
-    torch.save((torch.cat(means), torch.cat(stds)), path)
-    return specs, torch.cat(means), torch.cat(stds)
+
+    def make() -> tuple[Tensor, Tensor]:
+        means, stds = [], []
+        vae.to(memory_format=torch.channels_last)
+        for start in range(0, count, 32):
+            latents = posterior(vae, to_tensor(np.stack([compose(s, size).picture for s in specs[start : start + 32]])))
+            means.append((latents.mean.float() * vae.config.scaling_factor).half().cpu().contiguous())
+            stds.append((latents.std.float() * vae.config.scaling_factor).half().cpu().contiguous())
+            if start % 6400 == 0:
+                print(f"latents: {start} of {count}", flush=True)
+        return torch.cat(means), torch.cat(stds)
+
+    return specs, *kept("latents", about, make)
 
 
 def preview_matrix(vae: AutoencoderKL, specs: list[Spec], means: Tensor, size: int) -> list[list[float]]:
@@ -226,33 +257,17 @@ def main() -> None:
         text_encoder.set_attn_implementation("eager")
     count = sum(p.numel() for m in (unet, text_encoder) for p in m.parameters())
     print(f"{count:,} parameters, {len(ids_of.ids)} tokens, {len(specs)} scenes", flush=True)
-    noise = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k.startswith(("beta", "num"))})
-    bars = noise.alphas_cumprod.to(device())
-    snr = bars / (1 - bars)
-    words = random.Random(4)
+    noise, words = Noise(), random.Random(4)
 
     def loss_of(_) -> Tensor:
         rows = torch.randint(len(specs), (args.batch,))
         mean, std = means[rows].to(device()).float(), stds[rows].to(device()).float()
-        x0 = mean + std * torch.randn_like(mean)
-        eps, t = torch.randn_like(x0), torch.randint(1000, (args.batch,), device=device())
-        x = bars[t].sqrt()[:, None, None, None] * x0 + (1 - bars[t]).sqrt()[:, None, None, None] * eps
+        x, eps, t = noise.add(mean + std * torch.randn_like(mean))
         ids = ids_of(["" if words.random() < 0.1 else caption(specs[r], words) for r in rows])  # (B, 77)
         with torch.autocast(device().type, torch.bfloat16):
             text = text_encoder(ids)[0]  # (B, 77, D)
             out = unet(x, t, encoder_hidden_states=text).sample.float()
-        weight = snr[t].clamp(max=5) / snr[t]
-        return (weight * (out - eps).square().mean((1, 2, 3))).mean()
-
-    @torch.no_grad()
-    def report() -> str:
-        """The loss on one fixed batch of noise, so that two reports can be compared."""
-        state = torch.get_rng_state(), words.getstate()
-        torch.manual_seed(5)
-        value = sum(loss_of(None).item() for _ in range(4)) / 4
-        torch.set_rng_state(state[0])
-        words.setstate(state[1])
-        return f"loss of the average on fixed noise {value:.4f}"
+        return noise.loss(out, eps, t)
 
     train_loop(
         f"{folder.name}-unet",
@@ -261,7 +276,7 @@ def main() -> None:
         minutes=args.minutes,
         plan=args.plan or args.minutes,
         peak=args.rate,
-        report=report,
+        report=lambda: on_fixed_noise(loss_of, words),
         decay=0.999,
         every=4,
     )

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,17 @@ def write_manifest(folder: Path) -> None:
     files = sorted(folder.glob("*/*.safetensors"))
     digests = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     (folder / "manifest.json").write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
+
+
+def kept(name: str, about: list, make: Callable[[], Any]) -> Any:
+    """What make() returns, read from disk if it was made before; everything that it depends on stands in `about`."""
+    path = STATE / f"{name}-{hashlib.sha256(repr(about).encode()).hexdigest()[:12]}.pt"
+    if path.exists():
+        return torch.load(path)
+    value = make()
+    STATE.mkdir(parents=True, exist_ok=True)
+    torch.save(value, path)
+    return value
 
 
 def save_state(name: str, state: dict) -> None:
