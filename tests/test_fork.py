@@ -74,5 +74,5 @@ def test_v_prediction_goes_on_too(toy_sd2):
 
 def test_a_fork_keeps_scheduler_and_steps(toy):
     whole = run(toy, REQUEST)
-    with pytest.raises(ValueError, match="differ in size, scheduler or steps"):
+    with pytest.raises(ValueError, match="differ in size, scheduler, steps or"):
         run(toy, Request("a dog", steps=7), Fork(REQUEST, tuple(whole[:2])))

@@ -1,5 +1,7 @@
 """The grid: what is shared, what it costs, and that each cell is its own single run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import toy_model
@@ -8,6 +10,7 @@ from core import sweep
 from core.engine import LocalEngine
 from core.sampling import Request, denoise
 from core.sweep import Meter, Sweep, Tile, parse_scales, parse_values
+from core.text import Edit
 from core.trace import Trace
 
 REQUEST = Request("a dog in a hat", steps=20, seed=3)
@@ -96,6 +99,13 @@ def test_values_of_the_second_axis_are_read_as_people_write_them(axis, typed, va
 def test_a_range_of_seeds_without_an_end_is_refused():
     with pytest.raises(ValueError, match="no end"):
         parse_values("seed", "1-4000000000", REQUEST)
+
+
+def test_a_swap_leaves_no_edits_without_their_places():
+    edited = replace(REQUEST, edits=(Edit("blank", 2),))
+    with pytest.raises(ValueError, match="Edits belong to places among the words"):
+        Sweep(edited, (2,), "swap", ("dog", "dog -> cat"))
+    assert Sweep(edited, (2,), "swap", ("dog",)).rows()[0][0].edits == edited.edits, "unchanged words keep theirs"
 
 
 def test_a_swap_puts_in_what_is_typed_and_nothing_else():

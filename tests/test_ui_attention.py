@@ -78,14 +78,27 @@ def test_an_interval_leaves_the_branch_its_steps(toy):
 
 def test_a_run_without_attention_says_so_and_can_be_recorded_later(toy):
     bare, whole = draw(toy, record=False), draw(toy)
-    assert attention.overview(bare, "one", [], "en")["kind"] == "bare"
+    told = attention.overview(bare, "one", [], "en")
+    rows = []
+    hook = toy.unet.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
     assert list(bare.record_again(toy)) == [0, 1, 2, 3]
+    hook.remove()
+    assert told["kind"] == "bare" and told["passes"] == sum(rows), "it costs what the button says"
     for a, b in zip(bare, whole, strict=True):
         assert a.attention.keys() == b.attention.keys()
         assert all((a.attention[layer].float() - b.attention[layer].float()).abs().max() < 2e-3 for layer in a.attention)
 
 
 # --- maps -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_shares_averaged_over_all_layers_add_up_to_one(run):
+    at = attention.recorded(run, "cond")
+    for layer in ("", run.layers[0]):
+        shares = attention.spent(run, at, layer, "cond")
+        assert shares.shape == (len(at), 77) and torch.allclose(shares.sum(1), torch.ones(len(at)), atol=2e-3)
+    wanted = torch.stack([p[-1].float().mean(0) for p in run.steps[at[0]].attention.values()]).mean(0)
+    assert torch.allclose(attention.spent(run, at, "", "cond")[0], wanted)
 
 
 def test_a_layer_s_maps_are_the_recorded_numbers(run):

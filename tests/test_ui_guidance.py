@@ -1,6 +1,8 @@
 """The Guidance tab's views as plain Python: the numbers that the page is given, and both runs of a loss."""
 
 import base64
+import io
+import json
 import re
 import time
 from dataclasses import replace
@@ -16,7 +18,7 @@ from core.attention import Record
 from core.engine import LocalEngine, Snapshot
 from core.sampling import Fork, Loss, Request, denoise
 from core.trace import Trace, to_uint8
-from ui import guidance, render, texts
+from ui import common, guidance, render, texts
 
 REQUEST = Request("a dog", "a cat", seed=3, steps=6, guidance=5, interval=(1, 4), model="toy")
 
@@ -201,7 +203,9 @@ def test_the_board_says_what_happened(toy, run):
     frames, outcome = frames_and_outcome(toy, loss, run)
     job = "abc"
     ready = guidance.board(None, [], run, "en")
-    assert render.png_uri(run) in ready and "will appear here" in ready
+    assert render.png_uri(run) in ready and ready.count("will appear here") == 1
+    cut = guidance.board(None, [], replace(run, picture=None), "en")
+    assert cut.count("will appear here") == 1 and "stopped before it had a picture" in cut
     midway = guidance.board(Snapshot(job, "running", i=9, count=13, seconds_left=4.0), frames[:9], None, "en")
     assert (
         "Drawing with the loss: step 3, 4 s left" in midway
@@ -219,10 +223,53 @@ def test_the_board_says_what_happened(toy, run):
     )
     assert all(f'title="step {f.i + 1}: loss {f.loss:.3f}"' in done for f in frames)
     for language in texts.LANGUAGES:
-        lines = guidance.curve([*frames, outcome], language)
-        assert list(lines["step"][2:]) == [*range(1, 7)] * 2 and lines["loss"][:2].isna().all()
-        assert list(lines["loss"][2:]) == pytest.approx([f.loss for f in frames], abs=1e-4)
-        assert list(lines["run"].unique()) == [texts.say(language, "loss_without"), texts.say(language, "loss_with")]
+        plain, guided = json.loads(guidance.curve([*frames, outcome], language))["lines"]
+        assert [plain["name"], guided["name"]] == [texts.say(language, "loss_without"), texts.say(language, "loss_with")]
+        assert plain["values"] + guided["values"] == pytest.approx([f.loss for f in frames], abs=1e-4)
+        assert plain["marks"] == [] and guided["marks"] == [0, 2, 4], "a ring at each push"
+    assert guidance.curve([], "en") == common.NO_CURVES
+
+
+def test_where_the_two_pictures_differ(toy, run):
+    other = replace(run, picture=run.picture.clone())
+    other.picture[:, 3, 5] = torch.where(run.picture[:, 3, 5] < 128, run.picture[:, 3, 5] + 60, run.picture[:, 3, 5] - 60)
+    page = guidance.apart(run, other, "en")
+    assert f"{60 / run.picture[0].numel():.1f} of 255 levels on average; white is 60" in page
+    seen = np.array(Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", page)[1]))).convert("L"))
+    assert seen[3, 5] == 255 and seen.astype(int).sum() == 255, "black where they are the same"
+
+
+def test_a_loss_that_ends_higher_is_said_to(run):
+    def said(before, after):
+        return guidance.status(Snapshot("a", "done", i=13, count=13), guidance.Outcome(run, run, (before, after)), [], "en")
+
+    assert "ended higher than without it: 0.035 instead of 0.022" in said(0.022, 0.035) and "nearly there already" in said(
+        0.022, 0.035
+    )
+    assert "ended higher" in said(0.2, 0.3) and "nearly there" not in said(0.2, 0.3)
+    assert said(0.2, 0.1) == "Finished. The loss of the picture is 0.100 instead of 0.200."
+
+
+def test_a_symmetric_picture_gets_less_symmetric_and_the_less_the_smaller_the_scale(emoji):
+    """What the tab says of it, on the example that the page opens with."""
+    example = Trace.open(common.EXAMPLE)
+    before = losses.value(emoji, losses.symmetry(), example.steps[-1].x_next)
+    after = []
+    for scale in (20, 150):
+        *_, last = denoise(emoji, example.request, loss=Loss(losses.symmetry(), scale=scale, every=2))
+        after.append(losses.value(emoji, losses.symmetry(), last.x_next))
+    assert before < guidance.NEAR and before < after[0] < after[1]
+
+
+def test_a_push_is_as_strong_near_the_goal_as_far_from_it():
+    for measure in (losses.colour((0.5, 0.5, 0.5)), losses.brightness(0.5), losses.symmetry()):
+        slopes = []
+        for far in (0.4, 0.01):
+            picture = torch.full((1, 3, 8, 8), 0.5)
+            picture[..., :4] += far
+            picture.requires_grad_()
+            slopes.append(torch.autograd.grad(measure(picture), picture)[0])
+        assert torch.allclose(*slopes)
 
 
 def test_what_the_controls_aim_at(tmp_path):

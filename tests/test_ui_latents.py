@@ -1,6 +1,7 @@
 """The views of the tab "Steps & latents" as functions: the numbers they show, and every statement they make about them."""
 
 import base64
+import json
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ from core import schedulers as core_schedulers
 from core.attention import Record
 from core.engine import LocalEngine, Snapshot
 from core.sampling import Request, denoise
+from core.text import Edit
 from core.trace import Trace
 from ui import fork, latents, parts, schedulers, texts, vae
 
@@ -142,13 +144,42 @@ def test_an_edit_says_what_it_changed(toy, trip):
 
 def test_slerp_keeps_the_strength_that_a_straight_line_loses(toy, trip):
     a, b = (torch.randn(1, 4, 8, 8, generator=core_latents.generator(seed)) for seed in (1, 2))
-    way = list(vae.between(toy, a, b))
+    way = list(vae.between(toy, a, b, core_latents.slerp))
     assert torch.equal(way[0], core_latents.decode(toy, a)) and torch.allclose(way[-1], core_latents.decode(toy, b), atol=1e-5)
-    page = plain(vae.between_html(a, b, way, (way[0], way[-1]), "en"))
+    page = plain(vae.between_html("pictures", a, b, way, way, "en"))
     strengths = [(float(s), float(t)) for s, t in re.findall(r"strength ([\d.]+) \(straight: ([\d.]+)\)", page)]
     assert len(strengths) == 5
     assert all(0.9 < slerp < 1.1 for slerp, _ in strengths), "noise stays as strong as noise"
     assert strengths[2][1] < 0.8, "halfway along the straight line it does not"
+
+
+def test_between_two_runs_lies_what_they_began_with(toy, trace):
+    other = Trace.start(toy, replace(trace.request, seed=trace.request.seed + 1, scheduler="LMS"))
+    list(other.follow(denoise(toy, other.request)))
+    *_, end = [part.value for part in vae.between_starts(trace, None, other, None)(toy)]
+    a, b, way, straight = end
+    h, w = trace.size
+    for start, run in ((a, trace), (b, other)):
+        noise = core_latents.noise(toy, 8 * h, 8 * w, core_latents.generator(run.request.seed))
+        assert torch.allclose(start, noise, rtol=5e-3), "unit noise, in whatever coordinates the scheduler counts"
+    half = [core_latents.slerp(a, b, 0.5), (a + b) / 2]
+    for row, z in zip((way, straight), half, strict=True):
+        assert len(row) == 5 and torch.allclose(row[2], core_latents.decode(toy, z), atol=1e-5)
+    said = plain(vae.between_html("starts", *end, "en"))
+    strengths = [(float(s), float(t)) for s, t in re.findall(r"strength ([\d.]+) \(straight: ([\d.]+)\)", said)]
+    assert all(0.9 < slerp < 1.1 for slerp, _ in strengths) and strengths[2][1] < 0.8, "as strong as noise, and too weak"
+    assert "Along a straight line" in said and "No run is made here" in said
+    *_, end = [part.value for part in vae.between_starts(trace, None, None, None)(toy)]
+    assert torch.equal(end[1], core_latents.noise(toy, 8 * h, 8 * w, core_latents.generator(1)))
+
+
+def test_starts_that_do_not_fit_are_refused(toy, trace):
+    with pytest.raises(ValueError, match="began with no noise that is known"):
+        vae.between_starts(trace, None, None, parts.picture_for(toy, None, trace))
+    other = Trace.start(toy, Request("a dog", steps=1, width=72, height=64))
+    list(other.follow(denoise(toy, other.request)))
+    with pytest.raises(ValueError, match="latents of different sizes"):
+        vae.between_starts(trace, None, other, None)
 
 
 def test_twice_the_side_is_sixteen_times_the_attention():
@@ -165,10 +196,12 @@ def test_twice_the_side_is_sixteen_times_the_attention():
 def test_the_curves_and_the_table_are_the_schedulers_own(toy):
     both = {name: schedulers.levels_of(toy.scheduler_config, name, 15) for name in ("LMS", "DDIM")}
     curves = schedulers.curves(both, "en")
-    assert set(curves) == {"ᾱ", "σ", "t"}
-    lms = curves["σ"][curves["σ"]["scheduler"] == "First scheduler"]
-    assert lms["σ"].tolist() == [level.sigma for level in both["LMS"]] and lms["step"].tolist() == list(range(1, 17))
-    assert len(curves["t"]) == 30, "at the end the UNet is not asked"
+    drawn = {what: json.loads(value)["lines"] for what, value in curves.items()}
+    lms, ddim = drawn["sigma"]
+    assert (lms["name"], ddim["name"]) == ("LMS", "DDIM") and (lms["colour"], ddim["colour"]) == schedulers.COLOURS
+    assert lms["values"] == pytest.approx([level.sigma for level in both["LMS"]], abs=1e-5)
+    assert drawn["alpha_bar"][1]["values"] == pytest.approx([level.alpha_bar for level in both["DDIM"]], abs=1e-5)
+    assert [len(line["values"]) for line in drawn["t"]] == [15, 15], "at the end the UNet is not asked"
     said = plain(schedulers.table(both, "en"))
     for sigma in ("14.6146", "9.6826", "1.0097", "0.0292"):
         assert sigma in said, "the Deep Dive's numbers, as it prints them"
@@ -205,7 +238,7 @@ def test_what_one_prediction_says(toy, trace):
     psnr = core_latents.psnr(core_latents.pixels_of(picture), seen.clean)
     assert torch.equal(seen.noisy, core_latents.decode(toy, guess.x)) and said.startswith(f"DDIM · t = {t:.1f}")
     assert f"{bar**0.5:.3f} z + {(1 - bar) ** 0.5:.3f} ε" in said
-    assert f"What it missed {miss:.2f}" in said and f"PSNR {psnr:.1f} dB" in said
+    assert f"What it missed strength {miss:.2f}" in said and f"PSNR {psnr:.1f} dB" in said
 
 
 # --- fork --------------------------------------------------------------------------------------------------------------------------
@@ -231,6 +264,17 @@ def test_a_fork_counts_what_it_saved_and_made(engine, trace):
     said = plain(fork.comparison(trace, new, 4, "its-id", "en"))
     assert said.startswith("6 UNet passes saved, 3 made: 3 instead of 9.")
     assert "after step 3 of: 'a dog', w 3, seed 4" in new.settings()["taken_up"], "its settings alone would not make it again"
+
+
+def test_edits_go_with_the_words_that_they_belong_to(toy, engine, trace):
+    edited = replace(trace.request, edits=(Edit("weight", 2, share=3.0),))
+    run = traced(toy, edited)
+    assert torch.equal(going_on(engine, run, 3, "a dog", 3, 4).picture, run.picture), "the same words keep them"
+    other = going_on(engine, run, 3, "a house", 3, 4)
+    assert other.request.edits == () and other.request.prompt == "a house"
+    assert torch.equal(other.steps[1].eps, run.steps[1].eps), "what was made with them stays"
+    unedited = next(iter(denoise(toy, replace(other.request, steps=6))))
+    assert not torch.equal(other.steps[0].eps, unedited.eps)
 
 
 def test_a_stopped_run_can_be_finished(engine, toy, trace):

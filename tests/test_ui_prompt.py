@@ -10,11 +10,12 @@ import pytest
 from conftest import toy_model
 
 from core.attention import Record
+from core.catalog import CATALOG
 from core.engine import LocalEngine
 from core.images import read_settings
 from core.sampling import Request
 from core.text import tokenize
-from ui import common, prompt
+from ui import common, prompt, viewing
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_the_page_counts_steps_from_one():
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_a_run_is_followed_to_its_picture(engine, language):
     job = engine.submit(ask(), "someone", Record())
-    *before, last = prompt.follow(engine, job, language)
+    *before, last = viewing.follow(engine, job, language)
     assert {value["kind"] for value in before} <= {"live"} and last["kind"] == "run"
     assert (last["state"], last["count"], len(last["steps"])) == ("done", 4, 4)
     assert last["png"].startswith("data:image/png") and last["file"] == "a-red-apple-0.png"
@@ -100,7 +101,7 @@ def test_a_run_is_followed_to_its_picture(engine, language):
 def test_a_stopped_run_shows_its_steps_and_never_a_picture(slow_engine):
     engine = slow_engine
     job = engine.submit(ask(steps=100), "someone")
-    values = prompt.follow(engine, job, "en")
+    values = viewing.follow(engine, job, "en")
     for value in values:
         if value["kind"] == "live" and value["i"]:
             engine.cancel(job)
@@ -115,7 +116,7 @@ def test_a_run_stopped_while_it_waits_says_so(slow_engine):
     engine = slow_engine
     long, short = engine.submit(ask(steps=100), "someone"), engine.submit(ask(), "someone")
     engine.cancel(short)
-    *_, last = prompt.follow(engine, short, "en")
+    *_, last = viewing.follow(engine, short, "en")
     engine.cancel(long)
     assert last["kind"] == "empty" and "before its first step" in last["status"]
 
@@ -123,7 +124,7 @@ def test_a_run_stopped_while_it_waits_says_so(slow_engine):
 def test_a_run_that_failed_says_why(engine):
     job = engine.submit(ask(model="broken"), "someone")
     with pytest.raises(ValueError, match="broken is not on this machine"):
-        list(prompt.follow(engine, job, "en"))
+        list(viewing.follow(engine, job, "en"))
 
 
 # --- settings, tokens, runs ---------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def test_the_strip_of_runs_escapes_what_people_type(engine):
     strip = prompt.runs_html([("abc", trace)], "", "en")
     assert "<script" not in strip and "&lt;script" in strip and 'data-act="compare"' in strip
     assert 'data-act="compare"' not in prompt.runs_html([("abc", trace)], "abc", "en"), "not with itself"
-    assert "<script" not in common.packed(prompt.finished(trace, "abc", "en"))
+    assert "<script" not in common.packed(viewing.finished(trace, "abc", "en"))
 
 
 def test_a_comparison_names_what_differs(engine):
@@ -202,7 +203,8 @@ def test_generate_answers_with_the_picture_and_what_made_it(address):
     picture, made_by = client.predict("a red apple", "", 3, 4, 2.5, "Euler", api_name="/generate")
     assert read_settings(picture) == made_by
     assert (made_by["seed"], made_by["guidance"], made_by["model"], made_by["stopped"]) == (3, 2.5, "toy", False)
-    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/generate"], "nothing else is public"
+    public = ["/generate", "/img2img", "/inpaint", "/depth", *(["/upscale"] if "emoji-upscale" in CATALOG else [])]
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == public, "nothing else is public"
 
 
 WRONG = {

@@ -235,7 +235,7 @@ def test_where_there_is_nothing_to_draw_the_curves_say_why(toy):
     assert sweep.pulls(tiles, 0) == {} == sweep.ways(tiles, (0, 0)) == sweep.ways(tiles, (9, 9))
     assert "only one of the two" in sweep.pull_said({}, tiles[0].sweep, "en")
     assert "two finished pictures" in sweep.ways_said({}, tiles[0].sweep, (0, 0), "en")
-    assert '"lines":[]' in sweep.chart({}, tiles[0].sweep, 1) and sweep.first_place(tiles) == (0, 0)
+    assert '"lines":[]' in sweep.chart({}, tiles[0].sweep, 1, title="", said="", across="") and sweep.first_place(tiles) == (0, 0)
 
 
 def test_a_click_is_answered_in_a_tenth_of_a_second(toy):
@@ -243,8 +243,19 @@ def test_a_click_is_answered_in_a_tenth_of_a_second(toy):
     sweep.ways(tiles, (0, 8))
     began = time.perf_counter()
     for curves, first in ((sweep.pulls(tiles, 0), 1), (sweep.ways(tiles, (0, 4)), 0)):
-        sweep.chart(curves, tiles[0].sweep, first)
+        sweep.chart(curves, tiles[0].sweep, first, title="", said="", across="")
     assert time.perf_counter() - began < 0.1
+
+
+def test_the_curves_are_seen_on_white_and_on_black():
+    def light(colour):  # WCAG 2.2, relative luminance
+        c = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+        return float(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+    for paper in ("#fafaf8", "#12151a"):
+        for colour in sweep.shades(9):
+            low, high = sorted((light(paper), light(colour)))
+            assert (high + 0.05) / (low + 0.05) >= 3, (paper, colour)
 
 
 # --- the sheet --------------------------------------------------------------------------------------------------------------------

@@ -39,8 +39,13 @@ def test_every_text_is_used_and_every_text_used_is_there():
     assert not in_scripts - texts.EN.keys(), "said by a script, but not there"
     said = set(re.findall(r"""["']([a-z0-9_]+)["']""", SOURCES)) | in_scripts
     said |= {f"{tab}_{part}" for tab in re.findall(r'heading\("(\w+)"\)', SOURCES) for part in ("question", "about")}
-    # The status of a run and the marks of a token are put together: f"status_{state}".
-    put_together = {"status_": ("queued", "loading", "running", "starting", "decoding"), "tokens_": ("start", "end")}
+    said |= {f"{tab}_run" for tab in re.findall(r'panel_buttons\("(\w+)"\)', SOURCES)}
+    # The status of a run, the marks of a token and what was cut off a picture are put together: f"status_{state}".
+    put_together = {
+        "status_": ("queued", "loading", "running", "starting", "starting_picture", "decoding"),
+        "tokens_": ("start", "end"),
+        "pictures_fit_": ("whole", "sides", "ends"),
+    }
     said |= {f"{key}_left_out" for key in common.BESIDE}
     said |= {prefix + end for prefix, ends in put_together.items() for end in ends if f'"{prefix}{{' in SOURCES}
     assert texts.EN.keys() - said == set(), "never said"

@@ -5,7 +5,7 @@
 //           {kind: "answers", answers: [{key, ...}]}; all made by ui/attention.py
 
 const $ = (selector) => element.querySelector(selector);
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const { fill, make } = dom;
 const root = $(".microscope");
 const slide = $(".slide-of");
 const slider = $(".drive input");
@@ -14,13 +14,6 @@ let run = null;
 let pick = {};
 let hover = null; // a spot under the pointer, before it is chosen
 let playing = null;
-
-function make(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
 
 function button(className, text, act, pressed) {
   const made = make("button", className, text);
@@ -928,12 +921,7 @@ function meet() {
 }
 
 function show() {
-  let value;
-  try {
-    value = JSON.parse(props.value || '{"kind":"none"}');
-  } catch {
-    return;
-  }
+  const value = dom.read(props.value);
   if (value.texts) {
     texts = value.texts;
     words();
@@ -962,9 +950,9 @@ function show() {
   if (value.kind === "bare") {
     run = null;
     $(".said").textContent = value.status;
-    $(".record").hidden = !value.steps;
-    if (value.steps) {
-      $(".record").textContent = fill(texts.record, { count: value.steps });
+    $(".record").hidden = !value.passes;
+    if (value.passes) {
+      $(".record").textContent = fill(texts.record, { count: value.passes });
       $(".record").onclick = () => trigger("record", { ask: JSON.stringify({ run: value.run }) });
     }
   }

@@ -7,6 +7,7 @@ were kept while the picture was drawn. Choose a word to see which spots looked a
 import base64
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,12 +20,13 @@ from torch import Tensor
 
 from core import attention, trace
 from core.attention import SMALL, Record, grid_of, in_time
+from core.conditioning import Pixels
 from core.engine import Part
 from core.models import StableDiffusion
 from core.text import Tokens
 from core.trace import Trace
 from ui import common, render, texts
-from ui.common import LOOK, QUICK, WATCH, Shared
+from ui.common import LOOK, QUICK, WATCH, Handed, Shared
 
 TITLE = "tab_attention"  # a key of ui/texts.py
 
@@ -96,7 +98,8 @@ def overview(run: Trace, one: str, runs: list[tuple[str, Trace]], language: str)
     said = {"texts": texts.of(language, "attention_"), "run": one}
     first = next((s for s in run if s.attention), None)
     if first is None:
-        return said | {"kind": "bare", "status": texts.say(language, "attention_bare"), "steps": len(run)}
+        passes = sum((s.eps_uncond is not None) + (s.eps_cond is not None) for s in run)
+        return said | {"kind": "bare", "status": texts.say(language, "attention_bare"), "passes": passes}
     layers = [facts_of(run, layer, p.shape[1]) for layer in run.layers if (p := first.attention.get(layer)) is not None]
     height, width = size_of(run)
     return said | {
@@ -395,13 +398,12 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         elem_id="attention-again",
         apply_default_css=False,
     )
-    mask = gr.State(None)  # (H, W) uint8, the mask that was handed over last
 
     def stale(shown: str, request: gr.Request) -> str:
         """Another run is looked at: the script asks for it when it is seen."""
         if not shown:
             language = common.language(request)
-            return common.packed({"kind": "bare", "status": texts.say(language, "attention_none"), "steps": 0})
+            return common.packed({"kind": "bare", "status": texts.say(language, "attention_none"), "passes": 0})
         return common.packed({"kind": "stale", "run": shown})
 
     def asked(event: gr.EventData) -> dict:
@@ -421,7 +423,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             if "questions" not in question:
                 return common.packed(overview(run, one, shared.kept(owner), language))
         except ValueError as error:
-            return common.packed({"kind": "bare", "status": texts.sentence(language, error), "steps": 0})
+            return common.packed({"kind": "bare", "status": texts.sentence(language, error), "passes": 0})
         found = answers(
             question["questions"], lambda asked: answer(run, asked, lambda job: shared.trace_of(job, owner)), language
         )
@@ -459,18 +461,21 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             job = engine.submit_work(run.request.model, work, owner, "attention")
             for snapshot in engine.events(job):
                 status = texts.say(language, "attention_recording", i=snapshot.i, count=count)
-                yield common.packed({"kind": "bare", "status": status, "steps": 0})
+                yield common.packed({"kind": "bare", "status": status, "passes": 0})
             engine.values(job)  # or its sentence, if it failed
             yield common.packed(overview(run, one, shared.kept(owner), language))
         except ValueError as error:
-            yield common.packed({"kind": "bare", "status": texts.sentence(language, error), "steps": 0})
+            yield common.packed({"kind": "bare", "status": texts.sentence(language, error), "passes": 0})
 
-    def hand_over(owner: str | None, event: gr.EventData, request: gr.Request) -> np.ndarray:
+    def hand_over(owner: str | None, event: gr.EventData, request: gr.Request) -> dict:
+        """The mask goes to the Inpaint tab, which opens."""
         question = asked(event)
+        one = str(question.get("run"))
         try:
-            run = shared.trace_of(str(question.get("run")), common.owner_of(owner))
+            run = shared.trace_of(one, owner)
             q = Question(run, question)
-            return mask_of(run, q.positions(), q.layer, q.branch, q.step, q.share)
+            mask = mask_of(run, q.positions(), q.layer, q.branch, q.step, q.share)
+            return {shared.mask: Handed(one, Pixels.of(mask), time.time()), shared.tabs: gr.Tabs(selected="tab_inpaint")}
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 
@@ -478,4 +483,4 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     view.look(look, shared.owner, view, trigger_mode="multiple", **LOOK)
     view.again(look_again, shared.owner, again, trigger_mode="multiple", **WATCH)
     view.record(record, shared.owner, view, **WATCH)
-    view.hand(hand_over, shared.owner, mask, **LOOK)
+    view.hand(hand_over, shared.owner, [shared.mask, shared.tabs], **LOOK)

@@ -5,7 +5,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gradio as gr
@@ -13,7 +13,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.catalog import CATALOG
+from core.conditioning import Pixels
 from core.engine import LocalEngine
+from core.sampling import Request
 from core.trace import Trace
 from ui import texts
 
@@ -34,6 +36,15 @@ i18n = gr.I18n(**texts.LANGUAGES)
 
 
 @dataclass(frozen=True)
+class Handed:
+    """A mask on its way from one tab to another."""
+
+    run: str  # the id of the run whose picture it is for
+    mask: Pixels  # (H, W) uint8 of what that run drew, 255 = make anew; an array cannot be hashed, as Gradio does with states
+    when: float  # so that the same mask handed over twice is two of them
+
+
+@dataclass(frozen=True)
 class Shared:
     """What app.py gives to every tab's build()."""
 
@@ -44,6 +55,9 @@ class Shared:
     example: Trace | None  # the finished run that the page opens with
     shown: gr.State  # the id of the run that all tabs look at; "" before there is one
     wanted: gr.State  # settings that another tab hands to the Prompt tab's controls, and when: (Request, seconds); None before
+    sent: gr.State  # a picture on its way to a tab that starts from one: ui/pictures.py's Sent; None before
+    mask: gr.State  # a mask on its way from the Attention tab to the Inpaint tab: a Handed; None before
+    tabs: gr.Tabs
 
     def kept(self, owner: str) -> list[tuple[str, Trace]]:
         """This person's ended runs, newest first, and the example."""
@@ -112,12 +126,15 @@ def owner_of(stored: object) -> str:
 
 
 def refusal(language: str, error: Exception) -> gr.Error:
-    return gr.Error(html.escape(texts.sentence(language, error), quote=False), print_exception=False)
+    return gr.Error(html.escape(texts.sentence(language, error), quote=False), title="", print_exception=False)
 
 
 def packed(value: dict) -> str:
     """A value for one of our scripts. One string, so that Gradio compares and sends it as one; "<" is spelled out."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+NO_CURVES = packed({"kind": "none"})
 
 
 def script(name: str) -> str:
@@ -152,7 +169,7 @@ def header(engine: LocalEngine, default: str, demo: gr.Blocks) -> tuple[gr.Dropd
     with gr.Row(elem_id="header"):
         gr.HTML(f"<h1>{texts.EN['name']}</h1>", elem_id="name", apply_default_css=False, min_width=160)
         model = gr.Dropdown(
-            [(title_of(name), name) for name in engine.allowed],
+            [(title_of(name), name) for name in engine.for_role("base")],
             value=default,
             label=i18n("model"),
             elem_id="model",
@@ -213,12 +230,33 @@ def number_of(text: object) -> object:
     return text.strip()
 
 
+def curve(elem_id: str) -> gr.HTML:
+    """Curves over the steps of a run, drawn by ui/curve.js from `curves`."""
+    return gr.HTML(
+        NO_CURVES,
+        html_template=script("curve.html"),
+        js_on_load=script("curve.js"),
+        apply_default_css=False,
+        min_width=260,
+        elem_id=elem_id,
+    )
+
+
+def curves(lines: list[dict], *, title: str, said: str, across: str, of: str = "", first: int = 1, places: int = 3) -> str:
+    """What `curve` draws. lines: of each its name, colour, values, one a step, and if it has any the marks on it, as 0-based steps.
+
+    said: a sentence on it; across: the horizontal axis; of: whose chosen step it marks; first: the first step's number; places: decimals.
+    """
+    words = {"title": title, "said": said, "across": across}
+    return packed({"kind": "curves", "of": of, "first": first, "places": places, "lines": lines, **words})
+
+
 def hint(key: str) -> None:
     gr.HTML(i18n(key), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
 
 
 # What made a picture beside its request, key of its settings -> key of the text that says so on its card.
-BESIDE = {"edits": "runs_edited", "loss": "loss_with", "taken_up": "runs_taken_up"}
+BESIDE = {"start": "runs_from_picture", "edits": "runs_edited", "loss": "loss_with", "taken_up": "runs_taken_up"}
 
 
 def beside(settings: Mapping) -> list[str]:
@@ -226,9 +264,35 @@ def beside(settings: Mapping) -> list[str]:
     return [key for key in BESIDE if settings.get(key)]
 
 
+def said_beside(settings: Mapping, language: str) -> list[str]:
+    """The same in words; of a picture to start from, how much noise was put on it."""
+    said = {key: texts.say(language, BESIDE[key]) for key in beside(settings)}
+    start = settings.get("start")
+    if isinstance(start, Mapping) and start.get("kind") != "upscale":  # which begins with noise alone
+        said["start"] += ", " + texts.say(language, "img2img_strength_is", strength=f"{start['strength']:g}")
+    return list(said.values())
+
+
 def same_from_request(trace: Trace) -> bool:
     """Whether the request alone, edits included, makes this run again."""
     return not {"loss", "taken_up"} & trace.made_by.keys()
+
+
+def reworded(request: Request, prompt: str, **changes) -> Request:
+    """A request with other words and whatever else changes. Edits belong to places among the old words, so other words have none."""
+    return replace(request, prompt=prompt, edits=request.edits if prompt == request.prompt else (), **changes)
+
+
+def warn_of_edits(before: Request, after: Request, language: str) -> None:
+    """Says so if a request lost its edits to other words."""
+    if before.edits and not after.edits:
+        gr.Warning(texts.say(language, "edits_dropped"), title="")
+
+
+def warn_of(settings: Mapping, language: str) -> None:
+    """Says what made a picture and is not in the controls that take its settings over."""
+    for key in beside(settings):
+        gr.Warning(texts.say(language, f"{key}_left_out"), title="")
 
 
 def run_name(one: str, trace: Trace, language: str) -> str:
@@ -237,7 +301,7 @@ def run_name(one: str, trace: Trace, language: str) -> str:
     words = r.prompt.strip() or texts.say(language, "runs_no_words")
     words = words if len(words) <= 60 else words[:59] + "…"
     how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
-    more = "".join(f" · {texts.say(language, BESIDE[key])}" for key in beside(trace.settings()))
+    more = "".join(f" · {said}" for said in said_beside(trace.settings(), language))
     return f"{words} · {how} · {r.scheduler} · {texts.say(language, 'runs_seed', seed=r.seed)}{more}"
 
 

@@ -2,8 +2,7 @@
 // of which it tells with an event: new CustomEvent("step", {detail: {of, at}}) on the document.
 // at: how many steps are made; a curve that begins with step 1 has at that place the step being made.
 //
-//   value   JSON: {kind: "none"} | {kind: "curves", of, title, said, across, first, lines: [{name, colour, values}]}
-//           of: whose steps; across: the horizontal axis; first: the number of the first step
+//   value   JSON: {kind: "none"} | {kind: "curves", ...}, made by common.curves(), which says what is in it
 
 const $ = (selector) => element.querySelector(selector);
 const root = $(".curve");
@@ -48,10 +47,11 @@ function draw() {
     made.push(`<text x="${x(n - chart.first)}" y="${SPACE.height - 32}" text-anchor="middle">${n}</text>`);
   }
   made.push(`<text class="axis" x="${SPACE.left + inside.w / 2}" y="${SPACE.height - 8}" text-anchor="middle"></text>`);
-  for (const { values, colour } of chart.lines) {
+  for (const { values, colour, marks } of chart.lines) {
     const points = values.map((v, k) => `${x(k).toFixed(1)} ${y(v).toFixed(1)}`);
-    made.push(`<polyline points="${points.join(",")}" stroke="${colour}"/>`);
-    if (values.length === 1) made.push(`<circle cx="${x(0)}" cy="${y(values[0])}" r="4" fill="${colour}"/>`);
+    made.push(`<polyline points="${points.join(",")}" style="stroke:${colour}"/>`);
+    if (values.length === 1) made.push(`<circle cx="${x(0)}" cy="${y(values[0])}" r="4" style="fill:${colour}"/>`);
+    for (const k of marks || []) made.push(`<circle class="mark" cx="${x(k)}" cy="${y(values[k])}" r="6" style="stroke:${colour}"/>`);
   }
   made.push(`<path class="here"/>`, `<g class="dots"></g>`);
   drawing.setAttribute("viewBox", `0 0 ${width} ${SPACE.height}`);
@@ -68,12 +68,12 @@ function mark() {
   const at = under ?? clamp(steps[chart.of] ?? longest());
   drawing.querySelector(".here").setAttribute("d", `M${x(at)} ${SPACE.top}v${inside.h}`);
   const dots = chart.lines.map(({ values, colour }) =>
-    values[at] === undefined ? "" : `<circle cx="${x(at)}" cy="${y(values[at])}" r="4" fill="${colour}"/>`,
+    values[at] === undefined ? "" : `<circle cx="${x(at)}" cy="${y(values[at])}" r="4" style="fill:${colour}"/>`,
   );
   drawing.querySelector(".dots").innerHTML = dots.join("");
   [...$(".lines").children].forEach((line, k) => {
     const value = chart.lines[k].values[at];
-    line.querySelector("b").textContent = value === undefined ? "–" : value.toFixed(3);
+    line.querySelector("b").textContent = value === undefined ? "–" : value.toFixed(chart.places);
   });
 }
 
@@ -89,12 +89,7 @@ drawing.addEventListener("pointerleave", () => {
 });
 
 function show() {
-  let value;
-  try {
-    value = JSON.parse(props.value || '{"kind":"none"}');
-  } catch {
-    return;
-  }
+  const value = dom.read(props.value);
   root.hidden = value.kind === "none";
   if (root.hidden) return void (chart = null);
   $("h3").textContent = value.title;

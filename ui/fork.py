@@ -3,7 +3,6 @@
 import html
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 
 import gradio as gr
 
@@ -48,7 +47,7 @@ def forked(trace: Trace, start: int, prompt: str, guidance: float, seed: int) ->
     Raises ValueError for a step that is not there or a value that no request can have.
     """
     check_whole("first new step", start, 1, last_of(trace))
-    request = replace(trace.request, prompt=prompt, guidance=guidance, seed=seed)
+    request = common.reworded(trace.request, prompt, guidance=guidance, seed=seed)
     return request, Fork(trace.request, tuple(trace.steps[: start - 1]))
 
 
@@ -127,6 +126,7 @@ def build(shared: Shared) -> None:
             old = shared.trace_of(shown, owner)
             start = common.number_of(common.event_value(event, "from"))
             wanted, fork = forked(old, start, words, common.number_of(w), number)
+            common.warn_of_edits(old.request, wanted, language)
             made = []
             for one, snapshot, made in parts.works(shared, wanted.model, going_on(wanted, fork), owner, "fork"):
                 previews = [made[-1]] if made and not isinstance(made[-1], Trace) else []

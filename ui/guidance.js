@@ -6,7 +6,7 @@
 
 const $ = (selector) => element.querySelector(selector);
 const $$ = (selector) => [...element.querySelectorAll(selector)];
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const { fill } = dom;
 const root = $(".anatomy");
 const f = Math.fround;
 const ENDS = 3; // of the colour scale of predictions: noise of strength 1 is beyond it once in 370 numbers
@@ -307,17 +307,9 @@ function strip() {
   $(".strip").replaceChildren(...cells);
 }
 
-const read = (text) => {
-  try {
-    return JSON.parse(text || "null");
-  } catch {
-    return null;
-  }
-};
-
 function show() {
-  const value = read(props.value);
-  if (!value || value.kind === "none") return;
+  const value = dom.read(props.value);
+  if (value.kind === "none") return;
   root.dataset.kind = value.kind;
   texts = value.texts || texts;
   words();
@@ -336,8 +328,8 @@ function show() {
 }
 
 function answered() {
-  const answer = read(props.answer);
-  if (!answer || !run || answer.job !== run.job) return;
+  const answer = dom.read(props.answer);
+  if (!run || answer.job !== run.job) return;
   if (answer.kind === "step") run.steps[answer.i].data = answer.data;
   if (answer.kind === "pictures") decoded = answer;
   draw();

@@ -11,11 +11,10 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import gradio as gr
 import numpy as np
-import pandas as pd
 import torch
 from PIL import ImageOps
 from torch import Tensor
@@ -109,6 +108,7 @@ def decoded(engine: LocalEngine, trace: Trace, i: int, w: float, owner: str) -> 
 KINDS = ("blue", "colour", "brightness", "symmetry", "likeness")
 NOTEBOOK = {"guidance": 8.0, "steps": 50, "seed": 32, "scheduler": "LMS"}  # of the Deep Dive, with a scale of 200 at 512 px
 NOTEBOOK_SCALE, NOTEBOOK_SIDE = 200.0, 512
+NEAR = 0.05  # a loss that leaves little to lower
 
 
 def scale_for(height: int, width: int) -> float:
@@ -235,12 +235,30 @@ def name_of(guided: bool, language: str) -> str:
     return texts.say(language, "loss_with" if guided else "loss_without")
 
 
-def curve(values: Sequence[Frame | Outcome], language: str) -> pd.DataFrame:
-    """The loss of the picture that each step points to, without the loss and with it."""
-    # Both runs are there from the start, without a number: the plot settles once which lines it has.
-    rows = [(1, None, name_of(guided, language)) for guided in (False, True)]
-    rows += [(f.i + 1, round(f.loss, 4), name_of(f.guided, language)) for f in values if isinstance(f, Frame)]
-    return pd.DataFrame(rows, columns=["step", "loss", "run"]).astype({"loss": float})
+def curve(values: Sequence[Frame | Outcome], language: str) -> str:
+    """The loss of the picture that each step points to, without the loss and with it, marked where it pushed."""
+    lines = []
+    for guided, colour in ((False, "var(--x-t)"), (True, "var(--guided)")):
+        frames = [f for f in values if isinstance(f, Frame) and f.guided is guided]
+        if frames:
+            shown = {"values": [round(f.loss, 5) for f in frames], "marks": [f.i for f in frames if f.push]}
+            lines.append({"name": name_of(guided, language), "colour": colour, **shown})
+    keys = {"title": "loss_curve", "said": "loss_curve_said", "across": "loss_axis_step"}
+    return common.curves(lines, **{word: texts.say(language, key) for word, key in keys.items()}) if lines else common.NO_CURVES
+
+
+def apart(plain: Trace, guided: Trace, language: str) -> str:
+    """Where the two finished pictures differ, mean over red, green and blue, white where most, as HTML."""
+    assert plain.picture is not None and guided.picture is not None
+    gap = (guided.picture.float() - plain.picture.float()).abs().mean(0)  # (H, W), levels of 255
+    most = float(gap.max())
+    grey = (gap / max(most, 1) * 255).round().to(torch.uint8)[None].repeat(3, 1, 1)
+    name = html.escape(texts.say(language, "loss_apart"))
+    line = texts.say(language, "loss_apart_line", mean=f"{float(gap.mean()):.1f}", most=f"{most:.0f}")
+    return (
+        f'<figure class="apart"><figcaption>{name}</figcaption><div class="frame">'
+        f'<img src="{render.uri(render.picture(grey).image)}" alt="{name}"></div><p class="strength">{line}</p></figure>'
+    )
 
 
 def board(snapshot: Snapshot | None, values: Sequence[Frame | Outcome], plain: Trace | None, language: str) -> str:
@@ -262,19 +280,20 @@ def board(snapshot: Snapshot | None, values: Sequence[Frame | Outcome], plain: T
             number = texts.say(language, "loss_of_step", i=frame.i + 1, loss=f"{frame.loss:.3f}")
         elif plain is not None and plain.picture is not None and not guided:
             image = f'<img src="{render.png_uri(plain)}" alt="{html.escape(name, quote=True)}">'
-        blank = f"<p>{texts.say(language, 'loss_blank')}</p>" if not image else ""
+        blank = "" if image else f"<p>{texts.say(language, 'loss_blank' if guided else 'loss_blank_plain')}</p>"
         figures.append(
             f'<figure class="{"with" if guided else "without"}"><figcaption>{name}</figcaption>'
             f'<div class="frame">{image}{blank}</div><p class="strength">{number}</p></figure>'
         )
+    if outcome:
+        figures.append(apart(outcome.plain, outcome.guided, language))
     said = status(snapshot, outcome, frames, language)
     pushes = [f for f in frames if f.push]
     ended = snapshot is not None and snapshot.state in ENDED
     share = snapshot.i / snapshot.count if snapshot and snapshot.count and not ended else 0
     return (
         f'<div class="board"><p class="said" role="status">{said}</p><div class="meter"><i style="width:{100 * share:.0f}%"></i></div>'
-        f'<div class="both">{"".join(figures)}</div>{forming(frames, language) if ended else ""}{equation(pushes, language)}'
-        f"{legend(language) if frames else ''}</div>"
+        f'<div class="both">{"".join(figures)}</div>{forming(frames, language) if ended else ""}{equation(pushes, language)}</div>'
     )
 
 
@@ -293,19 +312,13 @@ def forming(frames: Sequence[Frame], language: str) -> str:
     return f'<div class="forming" style="--cells:{most}">{"".join(rows)}</div>'
 
 
-def legend(language: str) -> str:
-    """What the curve under the pictures shows."""
-    lines = (("without", "loss_without"), ("with", "loss_with"))
-    names = "".join(f'<i class="dot {kind}"></i>{texts.say(language, key)}' for kind, key in lines)
-    return f'<h3>{texts.say(language, "loss_curve")}</h3><p class="colours">{names}</p>'
-
-
 def status(snapshot: Snapshot | None, outcome: Outcome | None, frames: Sequence[Frame], language: str) -> str:
     if snapshot is None:
         return texts.say(language, "loss_ready")
     if outcome:
         before, after = outcome.losses
-        return texts.say(language, "loss_done", before=f"{before:.3f}", after=f"{after:.3f}")
+        said = texts.say(language, "loss_higher" if after > before else "loss_done", before=f"{before:.3f}", after=f"{after:.3f}")
+        return f"{said} {texts.say(language, 'loss_near')}" if before < min(NEAR, after) else said
     if snapshot.state in ENDED:
         return texts.say(language, "loss_stopped", i=snapshot.i)
     if snapshot.state == "queued":
@@ -419,17 +432,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 )
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
             pictures = gr.HTML(elem_id="loss-board", apply_default_css=False)
-            plot = gr.LinePlot(
-                x="step",
-                y="loss",
-                color="run",
-                colors_in_legend=[],
-                y_lim=[0, None],
-                height=260,
-                show_label=False,
-                visible=False,
-                elem_id="loss-curve",
-            )
+            plot = common.curve("loss-curve")
             keep = gr.Button(i18n("loss_keep"), visible=False, elem_id="loss-keep", size="md")
             with gr.Row(elem_classes="try"):
                 gr.HTML(i18n("loss_try"), html_template="<p>${value}</p>", apply_default_css=False, min_width=200)
@@ -445,7 +448,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         """The run that is looked at lends its settings, and its picture as the one without a loss."""
         r = trace.request
         page = dict(zip(under, [r.prompt, r.guidance, r.steps, r.seed, r.scheduler], strict=True))
-        nothing = {plot: gr.update(value=curve([], language)), keep: gr.update(visible=False)}
+        nothing = {plot: common.NO_CURVES, keep: gr.update(visible=False)}
         return page | nothing | {pictures: board(None, [], trace, language)}
 
     def draw(request: gr.Request, stored: str | None, shown: str, *values) -> Iterator[dict]:
@@ -454,7 +457,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         try:
             base = shared.trace_of(shown, owner)
             names = ("prompt", "guidance", "steps", "seed", "scheduler")
-            wanted = replace(base.request, **dict(zip(names, settings, strict=True)))
+            wanted = common.reworded(base.request, **dict(zip(names, settings, strict=True)))
             aim = Aim(kind, common.number_of(level), colour, picture)
             loss = Loss(aim.measure(*sides(base)), common.number_of(scale), common.number_of(every))
             about = f"{aim}, scale {loss.scale:g}, every {loss.every} steps"
@@ -462,22 +465,17 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             one = engine.submit_work(wanted.model, pair(wanted, loss, about, plain), owner, "loss")
         except ValueError as error:
             raise common.refusal(language, error) from None
+        common.warn_of_edits(base.request, wanted, language)
         yield {shared.owner: owner}
         yield from watch(one, language)
 
     def watch(one: str, language: str) -> Iterator[dict]:
         yield busy | {job: one}
-        colours = {name_of(False, language): "var(--x-t)", name_of(True, language): "var(--guided)"}
-        axes = {"x_title": texts.say(language, "loss_axis_step"), "y_title": texts.say(language, "loss_axis_loss")}
         values: list = []
         try:
             for snapshot in engine.events(one, rate=4):
                 values = engine.values(one)
-                page = {pictures: board(snapshot, values, None, language)}
-                if values:
-                    ends = [1, max(2, snapshot.count // 2)]  # both runs have as many steps, and the pictures are a part more
-                    page[plot] = gr.update(value=curve(values, language), color_map=colours, x_lim=ends, visible=True, **axes)
-                yield page
+                yield {pictures: board(snapshot, values, None, language), plot: curve(values, language)}
         except ValueError as error:
             yield idle
             raise common.refusal(language, error) from None

@@ -33,8 +33,14 @@ def view(trace: Trace, language: str) -> dict:
             {"t": s.t, "sigma": s.sigma, "alpha_bar": s.alpha_bar, "x": parts.compact(noisy), "x0": parts.compact(guess)}
             for s, noisy, guess in zip(trace, x, x0, strict=True)
         ],
-        "texts": texts.of(language, "latents_"),
+        "texts": texts.of(language, "latents_") | spread_note(trace, language),
     }
+
+
+def spread_note(trace: Trace, language: str) -> dict:
+    """A run from a picture does not begin with pure noise, and must not be said to."""
+    from_picture = trace.request.source and trace.steps[0].alpha_bar > 0.05
+    return {"spread_note": texts.say(language, "latents_spread_picture")} if from_picture else {}
 
 
 def shifted(pictures: list, at: int, by: float, language: str) -> str:

@@ -10,6 +10,7 @@ function show(text) {
   box.title = wrong ? `${low} – ${high}` : "";
   if (Number.isFinite(number)) bar.value = number;
   bar.style.setProperty("--share", `${(100 * (bar.value - low)) / (high - low)}%`);
+  document.dispatchEvent(new CustomEvent("number", { detail: { of: box.id, text } })); // for views that follow it
 }
 
 function say(text) {

@@ -4,15 +4,8 @@
 // JSON: {kind: "stale", run} until then, {kind: "said", status} where there is nothing to show, and its own else.
 
 const $ = (selector) => element.querySelector(selector);
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const { fill, make } = dom;
 let texts = {};
-
-function make(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
 
 const digits = (x, places = 2) => (Number.isFinite(x) ? x.toFixed(places).replace(/^-(0\.?0*)$/, "$1").replace("-", "−") : "NaN");
 

@@ -123,12 +123,12 @@ def pictures(elem_id: str) -> gr.HTML:
 
 
 def quick(shared: Shared, owner: str | None, shown: str) -> bool:
-    """Whether the run's model is one of ours, small enough to be asked without a click."""
+    """Whether the run's model is a plain one of ours, small enough to be asked without a click."""
     try:
         model = shared.trace_of(shown, owner).request.model
     except ValueError:
         return False
-    return model in CATALOG and CATALOG[model].embedded
+    return model in CATALOG and CATALOG[model].embedded and CATALOG[model].role == "base"
 
 
 def picture_for(sd: StableDiffusion, own: Image.Image | None, trace: Trace) -> Image.Image:
@@ -146,11 +146,14 @@ def upload(own: gr.State, name: str, back: str = "parts_back") -> tuple[Dependen
     forget = gr.Button(i18n(back), elem_id=f"{name}-back", size="md", min_width=160)
 
     def take(path: str, request: gr.Request) -> Image.Image:
+        language = common.language(request)
         try:
-            picture = images.open_picture(path)
+            opened = images.look_in(path)
         except ValueError as error:
-            raise common.refusal(common.language(request), error) from None
-        picture.thumbnail((LARGEST, LARGEST))
-        return picture
+            raise common.refusal(language, error) from None
+        for notice in opened.notices:
+            gr.Info(texts.sentence(language, notice), title="")
+        opened.image.thumbnail((LARGEST, LARGEST))
+        return opened.image
 
     return button.upload(take, button, own, **LOOK), forget.click(lambda: None, None, own, **QUICK)

@@ -6,7 +6,7 @@ of that away. Your words steer every prediction.
 
 import html
 import random
-import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -14,14 +14,14 @@ import gradio as gr
 from gradio.components.api_component import Api
 
 from core.attention import Record
-from core.engine import ENDED, LocalEngine, Snapshot
+from core.engine import ENDED, LocalEngine
 from core.images import read_settings
 from core.sampling import Request, check_whole
 from core.schedulers import SCHEDULERS
 from core.text import Tokens, tokenize
 from core.trace import Trace
-from ui import common, render, texts
-from ui.common import BESIDE, EXAMPLE_RUN, LOOK, QUICK, WATCH, Shared, beside, hint, i18n
+from ui import common, pictures, render, texts, viewing
+from ui.common import EXAMPLE_RUN, LOOK, QUICK, WATCH, Shared, hint, i18n
 
 TITLE = "tab_prompt"  # a key of ui/texts.py
 
@@ -67,87 +67,6 @@ def interval_of(first: int | None, last: int | None) -> tuple[int, int] | None:
     return (0 if first is None else first - 1, 200 if last is None else last)
 
 
-def follow(engine: LocalEngine, job: str, language: str) -> Iterator[dict]:
-    """What the viewer shows of a run, from now to its end. Raises ValueError with the run's own sentence if it failed."""
-    for snapshot in engine.events(job):
-        if snapshot.state not in ENDED:
-            yield live(snapshot, language)
-    if snapshot.state == "stopped" and not snapshot.i:
-        yield empty(language, "status_stopped_early")
-    else:
-        yield finished(engine.result(job), job, language)
-
-
-def live(snapshot: Snapshot, language: str) -> dict:
-    """A run that goes on: its place, or its newest step."""
-    key = "starting" if snapshot.state == "running" and not snapshot.i else snapshot.state
-    left = snapshot.seconds_left or 0
-    status = texts.say(
-        language,
-        f"status_{key}",
-        place=snapshot.place,
-        i=snapshot.i,
-        count=snapshot.count,
-        seconds=f"{left:.1f}" if left < 10 else f"{left:.0f}",
-    )
-    pictures = {}
-    if snapshot.preview is not None and snapshot.noisy is not None:
-        pictures = {
-            "x0": render.uri(render.picture(snapshot.preview).image),
-            "x": render.uri(render.picture(snapshot.noisy).image),
-        }
-    return {
-        "kind": "live",
-        "job": snapshot.job,
-        "state": snapshot.state,
-        "status": status,
-        "i": snapshot.i,
-        "count": snapshot.count,
-        **pictures,
-        "texts": texts.of(language, "view_"),
-    }
-
-
-def finished(trace: Trace, job: str, language: str) -> dict:
-    """A run that has ended, whole: everything that the viewer needs to scrub through it without asking again."""
-    if job == EXAMPLE_RUN:
-        status = texts.say(language, "status_example")
-    elif trace.stopped:
-        status = texts.say(language, "status_stopped", i=len(trace), count=trace.steps[0].count)
-    else:
-        status = texts.say(language, "status_done", count=len(trace), seconds=f"{trace.seconds:.1f}", seed=trace.request.seed)
-    done = trace.picture is not None
-    height, width = trace.picture.shape[1:] if trace.picture is not None else (0, 0)
-    return {
-        "kind": "run",
-        "job": job,
-        "state": "done" if done else "stopped",
-        "status": status,
-        "prompt": trace.request.prompt,
-        "count": trace.steps[0].count,
-        "latent": list(trace.steps[0].x.shape[1:]),
-        "height": height,
-        "width": width,
-        "steps": [render.step(trace, s) for s in trace],
-        "end": {"x": render.uri(render.latent(trace, trace.steps[-1].x_next).image), "picture": render.png_uri(trace)}
-        if done
-        else None,
-        "words": render.words(trace),
-        "png": render.png_uri(trace) if done else None,
-        "file": file_name(trace),
-        "texts": texts.of(language, "view_"),
-    }
-
-
-def empty(language: str, status: str = "") -> dict:
-    return {"kind": "empty", "status": texts.say(language, status) if status else "", "texts": texts.of(language, "view_")}
-
-
-def file_name(trace: Trace) -> str:
-    words = re.sub(r"[^\w]+", "-", trace.request.prompt.lower()).strip("-")[:60] or "picture"
-    return f"{words}-{trace.request.seed}.png"
-
-
 def settings_of(settings: dict, allowed: tuple[str, ...]) -> tuple[Request, str]:
     """The settings that a PNG or a run carries, checked, and the model that made it if this app has none of that name, else "".
 
@@ -188,7 +107,7 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
         name = html.escape(r.prompt.strip() or texts.say(language, "runs_no_words"))
         how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
         facts = f"{how}<br>{html.escape(r.scheduler)}, {texts.say(language, 'runs_seed', seed=r.seed)}"
-        facts += "".join(f"<br>{texts.say(language, BESIDE[key])}" for key in beside(trace.settings()))
+        facts += "".join(f"<br>{said}" for said in common.said_beside(trace.settings(), language))
         label = (
             texts.say(language, "runs_example")
             if job == EXAMPLE_RUN
@@ -221,6 +140,8 @@ def plain(key: str, value: object) -> str:
         value = f"{start + 1}–{'' if end >= 200 else end}"
     if key == "edits" and isinstance(value, list | tuple):
         value = len(value) or None
+    if key == "start" and isinstance(value, dict):
+        value = ", ".join(f"{name} {number:g}" for name, number in value.items() if isinstance(number, int | float)) or None
     return "–" if value in (None, "") else html.escape(str(value))
 
 
@@ -240,6 +161,7 @@ def difference(left: Trace, right: Trace, language: str) -> str:
         "edits",
         "loss",
         "taken_up",
+        "start",
         "model",
     )
     lines = [
@@ -323,13 +245,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 hint("drop")
 
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
-            viewer = gr.HTML(
-                common.packed({"kind": "none"}),
-                html_template=common.script("viewer.html"),
-                js_on_load=common.script("viewer.js"),
-                apply_default_css=False,
-                elem_id="viewer",
-            )
+            viewer = viewing.viewer("viewer")
             with gr.Row(elem_classes="try"):
                 gr.HTML(i18n("prompt_try"), html_template="<p>${value}</p>", apply_default_css=False, min_width=200)
                 attempt = gr.Button(i18n("prompt_try_button"), elem_id="try", scale=0, min_width=96)
@@ -340,6 +256,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 apply_default_css=False,
                 elem_id="runs",
             )
+            pictures.send_row(shared, "prompt", shared.shown)
             with gr.Column(visible=False, elem_id="compare") as compare:
                 changes = gr.HTML(
                     js_on_load="watch('value', () => setTimeout(() => element.scrollIntoView({ block: 'nearest' }), 400));",
@@ -375,23 +292,19 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             first_step,
             last_step,
         ]
-        model = {shared.model: r.model} if r.model in engine.allowed else {}
+        model = {shared.model: r.model} if r.model in engine.for_role("base") else {}
         return dict(zip(controls, values, strict=False)) | model
-
-    def warn_of(settings: dict, language: str) -> None:
-        for key in beside(settings):
-            gr.Warning(texts.say(language, f"{key}_left_out"), title="")
 
     def watch(one: str, owner: str, language: str) -> Iterator[dict]:
         """Follows a run to its end."""
         yield busy | {job: one}
         try:
-            for value in follow(engine, one, language):
+            for value in viewing.follow(engine, one, language):
                 if value["kind"] == "live":
                     yield {viewer: common.packed(value)}
         except ValueError as error:
             ended = shared.kept(owner)  # back to what was there before
-            back = finished(ended[0][1], ended[0][0], language) if ended else empty(language)
+            back = viewing.finished(ended[0][1], ended[0][0], language) if ended else viewing.empty(language)
             yield idle | {viewer: common.packed(back), shown: ended[0][0] if ended else "", inside: ended[0][0] if ended else ""}
             raise common.refusal(language, error) from None
         now = {shown: one, inside: one, runs: runs_html(shared.kept(owner), one, language)} if value["kind"] == "run" else {}
@@ -418,10 +331,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         newest, trace = ended[0] if ended else ("", None)
         page = {shared.owner: owner, runs: runs_html(ended, newest, language)}
         if trace is None:
-            page |= {viewer: common.packed(empty(language))}
+            page |= {viewer: common.packed(viewing.empty(language))}
         else:
             page |= restored(trace.request) | ({shared.model: shared.default} if newest == EXAMPLE_RUN else {})
-            page |= {shown: newest, inside: newest, viewer: common.packed(finished(trace, newest, language))}
+            page |= {shown: newest, inside: newest, viewer: common.packed(viewing.finished(trace, newest, language))}
         if going:
             del page[viewer]
             page |= restored(engine.request(going[0]))
@@ -447,8 +360,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             return opening(common.owner_of(None), language) | {compare: gr.update(visible=False)}
         try:
             trace = shared.trace_of(one, owner)
+            if act == "restore" and (kind := pictures.kind_of(trace.request)):  # the tab that made it has the controls for it
+                return pictures.sending(shared, pictures.Sent(kind, one, time.time(), again=True))
             if act == "restore":
-                warn_of(trace.settings(), language)
+                common.warn_of(trace.settings(), language)
                 return restored(trace.request)
             if act == "compare":
                 return comparison(trace, shared.trace_of(at, owner), language)
@@ -458,7 +373,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
 
     def looking(one: str, trace: Trace, owner: str, language: str) -> dict:
         strip = runs_html(shared.kept(owner), one, language)
-        return {viewer: common.packed(finished(trace, one, language)), runs: strip, shown: one, inside: one}
+        return {viewer: common.packed(viewing.finished(trace, one, language)), runs: strip, shown: one, inside: one}
 
     def come_back(owner: str | None, one: str, now: str, request: gr.Request) -> dict:
         """The tab is opened again: another tab may have chosen another run meanwhile, or made one."""
@@ -476,7 +391,9 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     def weaken(owner: str | None, at: str, request: gr.Request) -> dict:
         """The settings of the run in the viewer, but guidance 1."""
         try:
-            return {before: at} | restored(shared.trace_of(at, common.owner_of(owner)).request) | {guidance: "1"}
+            trace = shared.trace_of(at, common.owner_of(owner))
+            common.warn_of(trace.settings(), common.language(request))
+            return {before: at} | restored(trace.request) | {guidance: "1"}
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 
@@ -505,7 +422,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             raise common.refusal(language, error) from None
         if missing:
             gr.Warning(texts.say(language, "no_model", model=html.escape(missing)), title="")
-        warn_of(settings, language)
+        common.warn_of(settings, language)
         gr.Info(texts.say(language, "status_restored"), title="", duration=4)
         return restored(wanted)
 
@@ -527,7 +444,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     stop.click(halt, job, None, **QUICK)
     for box, strip, handler in ((prompt, prompt_tokens, show_prompt), (negative, negative_tokens, show_tokens)):
         gr.on([demo.load, box.change], handler, box, strip, trigger_mode="always_last", **QUICK)
-    chosen = [viewer, runs, shown, inside, job, shared.owner, compare, both, changes, *controls]
+    chosen = [viewer, runs, shown, inside, job, shared.owner, compare, both, changes, shared.sent, shared.tabs, *controls]
     for strip in (viewer, runs):
         strip.pick(pick, [shared.owner, shown], chosen, **LOOK)
     shared.wanted.change(lambda wanted: restored(wanted[0]), shared.wanted, controls, **QUICK)

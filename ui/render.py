@@ -93,28 +93,28 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def signed(trace: Trace) -> Image.Image:
-    """The finished picture, with everything that made it beside it: a PNG of it carries that as a text chunk.
+def signed(trace: Trace, image: Image.Image | None = None) -> Image.Image:
+    """The finished picture (or what became of it), with everything that made it beside it: a PNG of it carries that as a text chunk.
 
     Raises ValueError for a stopped run.
     """
     if trace.picture is None:
         raise ValueError("This run was stopped, so it has no finished picture.")
-    image = picture(trace.picture).image
+    image = image or picture(trace.picture).image
     image.info[SETTINGS] = json.dumps(trace.settings())
     return image
 
 
-def png(trace: Trace) -> bytes:
-    """The finished picture as a file, in which core.images.read_settings finds the settings again."""
-    image = signed(trace)
+def png(trace: Trace, image: Image.Image | None = None) -> bytes:
+    """The finished picture (or what became of it) as a file, in which core.images.read_settings finds the settings again."""
+    image = signed(trace, image)
     about = PngImagePlugin.PngInfo()
     about.add_text(SETTINGS, image.info[SETTINGS])
     return encode(image, "PNG", pnginfo=about)
 
 
-def png_uri(trace: Trace) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png(trace)).decode()}"
+def png_uri(trace: Trace, image: Image.Image | None = None) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(trace, image)).decode()}"
 
 
 def thumbnail(trace: Trace, side: int = 192) -> str:
@@ -136,16 +136,18 @@ def step(trace: Trace, s: Step) -> dict:
     pull = None if s.eps_uncond is None or s.eps_cond is None else s.w * (numbers(s.eps_cond) - numbers(s.eps_uncond))
     noisy, guess = latent(trace, s.x_in), latent(trace, s.x0)
     noises = {"eps": s.eps, "uncond": s.eps_uncond, "cond": s.eps_cond, "pull": pull}
+    # An upscaler's latents are four times as many: 20 steps of them would be 7 MB of PNG.
+    kind = "PNG" if max(noisy.image.size) <= 96 else "JPEG"
     return {
         "t": round(s.t, 1),
         "sigma": s.sigma,
         "alpha_bar": s.alpha_bar,
         "w": s.w,
-        "x": uri(noisy.image),
-        "x0": uri(guess.image),
+        "x": uri(noisy.image, kind),
+        "x0": uri(guess.image, kind),
         "clipped": [round(noisy.clipped, 4), round(guess.clipped, 4)],
         "wrong": [noisy.wrong, guess.wrong],
-        "noise": {name: uri(latent(trace, z, difference=True).image) for name, z in noises.items() if z is not None},
+        "noise": {name: uri(latent(trace, z, difference=True).image, kind) for name, z in noises.items() if z is not None},
         "strength": {name: strength(z) for name, z in noises.items() if z is not None},
     }
 

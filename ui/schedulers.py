@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import gradio as gr
-import pandas as pd
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +19,8 @@ from ui import common, parts, render, texts
 from ui.common import LOOK, WATCH, Shared, i18n
 
 COLOURS = ("#1b8a9c", "#c2571a")  # of the two schedulers, as in assets/style.css; the palette's own colours mean other things
-PLOTS = {"ᾱ": "schedulers_bars", "σ": "schedulers_sigmas", "t": "schedulers_times"}
+PLOTS = {"alpha_bar": "schedulers_bars", "sigma": "schedulers_sigmas", "t": "schedulers_times"}  # of a Level, each with its title
+PLACES = {"alpha_bar": 3, "sigma": 4, "t": 0}  # decimals
 PRESET = ("LMS", "DDIM", 15)  # the Deep Dive's scheduler and steps, beside the one that most papers use
 
 
@@ -33,18 +33,25 @@ def levels_of(config: dict, name: str, steps: int) -> list[Level]:
     return schedulers.levels(schedulers.make(name, config, steps))
 
 
-def curves(both: dict[str, list[Level]], language: str) -> dict[str, pd.DataFrame]:
-    """What the plots draw: alpha_bar, sigma and t at each step, counted from 1; the end comes one after the last.
+def left_out(trace: Trace, levels: list[Level]) -> int:
+    """How many steps of its schedule a run did not make, because it began from a picture."""
+    return len(levels) - 1 - trace.steps[0].count
 
-    The curves are called first and second, not by their schedulers: gr.LinePlot keeps the names that it began with, and draws no others.
-    """
-    rows = [
-        {"step": k, "scheduler": texts.say(language, name), "ᾱ": level.alpha_bar, "σ": level.sigma, "t": level.t}
-        for name, levels in zip(("schedulers_first", "schedulers_second"), both.values(), strict=False)
-        for k, level in enumerate(levels, 1)
-    ]
-    table = pd.DataFrame(rows)
-    return {y: table[["step", "scheduler", y]].dropna() for y in PLOTS}
+
+def curves(both: dict[str, list[Level]], language: str, begins: dict[str, int] | None = None) -> dict[str, str]:
+    """alpha_bar, sigma and t at each step, counted from 1; the end comes one after the last, and is told to no UNet. begins: of a
+    scheduler, the step (from 0) at which the run began that did not begin at the first; it gets a ring."""
+    drawn = {}
+    for what, title in PLOTS.items():
+        lines = []
+        for (name, levels), colour in zip(both.items(), COLOURS, strict=False):
+            values = [round(v, 5) for level in levels if (v := getattr(level, what)) is not None]
+            lines.append(
+                {"name": name, "colour": colour, "values": values, "marks": [k] if (k := (begins or {}).get(name)) else []}
+            )
+        words = {"title": texts.say(language, title), "said": "", "across": texts.say(language, "schedulers_step")}
+        drawn[what] = common.curves(lines, of="schedulers", places=PLACES[what], **words)
+    return drawn
 
 
 def table(both: dict[str, list[Level]], language: str) -> str:
@@ -114,16 +121,18 @@ def moment_html(seen: Moment, trace: Trace, language: str) -> str:
     def noise(z: Tensor) -> str:
         return render.uri(render.latent(trace, z, difference=True).image)
 
+    def strong(z: Tensor) -> str:
+        return texts.say(language, "guidance_strength", strength=f"{render.strength(z):.2f}")
+
     signal, share = g.alpha_bar**0.5, (1 - g.alpha_bar) ** 0.5
-    miss = render.strength(g.eps - g.true)
     quality = latents.psnr(seen.picture, seen.clean)
     row = parts.figures(
         [
             (parts.picture_uri(seen.picture), texts.say(language, "schedulers_picture"), "z"),
             (parts.picture_uri(seen.noisy), texts.say(language, "schedulers_x"), f"{signal:.3f} z + {share:.3f} ε"),
-            (noise(g.true), texts.say(language, "schedulers_true"), f"{render.strength(g.true):.2f}"),
-            (noise(g.eps), texts.say(language, "schedulers_eps"), f"{render.strength(g.eps):.2f}"),
-            (noise(g.eps - g.true), texts.say(language, "schedulers_miss"), f"{miss:.2f}"),
+            (noise(g.true), texts.say(language, "schedulers_true"), strong(g.true)),
+            (noise(g.eps), texts.say(language, "schedulers_eps"), strong(g.eps)),
+            (noise(g.eps - g.true), texts.say(language, "schedulers_miss"), strong(g.eps - g.true)),
             (parts.picture_uri(seen.clean), texts.say(language, "schedulers_x0"), f"PSNR {quality:.1f} dB"),
         ]
     )
@@ -147,13 +156,7 @@ def build(shared: Shared, own: gr.State) -> None:
         preset = gr.Button(i18n("schedulers_try_button"), elem_id="schedulers-try", scale=0, min_width=96)
     opened = parts.live("schedulers")
     with gr.Row(elem_classes="plots"):
-        tones = {
-            texts.say(language, key): colour
-            for language in texts.LANGUAGES
-            for key, colour in zip(("schedulers_first", "schedulers_second"), COLOURS, strict=True)
-        }
-        look = {"x": "step", "color": "scheduler", "color_map": tones, "height": 280, "min_width": 260, "buttons": []}
-        plots = {y: gr.LinePlot(y=y, label=i18n(key), colors_in_legend=[], elem_id=key, **look) for y, key in PLOTS.items()}
+        plots = {what: common.curve(title) for what, title in PLOTS.items()}
     with gr.Accordion(i18n("schedulers_numbers"), open=False):
         numbers = gr.HTML(apply_default_css=False, elem_id="schedulers-numbers")
     gr.HTML(i18n("schedulers_once"), html_template="<h3>${value}</h3>", apply_default_css=False, elem_classes="section-question")
@@ -175,19 +178,31 @@ def build(shared: Shared, own: gr.State) -> None:
 
     def settings(trace: Trace, owner: str, language: str) -> dict:
         """The section is opened: with the run's own scheduler, steps and words."""
+        r, said = trace.request, ""
+        out = begin(trace).get(r.scheduler, 0)
+        middle = out + trace.steps[0].count // 2 if out else r.steps // 2
+        if out:
+            said = texts.say(language, "schedulers_left_out", first=out + 1, count=trace.steps[0].count, out=out)
+        fields = {first: r.scheduler, steps: f"{r.steps}", step: max(middle, 1), time: "", words: r.prompt}
+        return {opened: parts.said(said), result: "", status: ""} | fields
+
+    def begin(trace: Trace) -> dict[str, int]:
+        """Where in its schedule a run from a picture began."""
         r = trace.request
-        fields = {first: r.scheduler, steps: f"{r.steps}", step: max(r.steps // 2, 1), time: "", words: r.prompt}
-        return {opened: parts.said(""), result: "", status: ""} | fields
+        out = left_out(trace, levels_of(shared.engine.model(r.model).scheduler_config, r.scheduler, r.steps)) if r.source else 0
+        return {r.scheduler: out} if out else {}
 
     def draw(owner: str | None, shown: str, one: str, other: str, count: str, request: gr.Request) -> dict:
         language = common.language(request)
         try:
-            model = shared.trace_of(shown, owner).request.model if shown else shared.default
+            trace = shared.trace_of(shown, owner) if shown else None
+            model = trace.request.model if trace else shared.default
             config = shared.engine.model(model).scheduler_config
             both = {name: levels_of(config, name, common.number_of(count)) for name in dict.fromkeys((one, other))}
+            begins = begin(trace) if trace and common.number_of(count) == trace.request.steps else {}
         except ValueError as error:
             raise common.refusal(language, error) from None
-        return {plots[y]: frame for y, frame in curves(both, language).items()} | {numbers: table(both, language)}
+        return {plots[what]: drawn for what, drawn in curves(both, language, begins).items()} | {numbers: table(both, language)}
 
     def once(owner: str | None, shown: str, request: gr.Request, *values) -> Iterator[dict]:
         one, other, count, at, t, text, scale, mine = values

@@ -6,7 +6,7 @@
 //   chosen   "row,column"
 
 const $ = (selector) => element.querySelector(selector);
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const { fill, make } = dom;
 const root = $(".sweep-view");
 const grid = $(".grid");
 const slider = $(".along input");
@@ -16,13 +16,6 @@ let cells = {}; // "row,column" -> what is known of it
 let at = 0;
 let chosen = "";
 let playing = null;
-
-function make(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
 
 const steps = () => Math.max(1, ...Object.values(cells).map((cell) => cell.count));
 const finished = () => at >= steps();
@@ -88,7 +81,8 @@ function paint() {
   }
   slider.value = at;
   const count = steps();
-  $(".when").textContent = finished() ? texts.end : fill(texts.step, { i: at + 1, count });
+  const last = Object.values(cells).some((cell) => cell.picture) ? texts.end : texts.cut;
+  $(".when").textContent = finished() ? last : fill(texts.step, { i: at + 1, count });
   slider.setAttribute("aria-valuetext", $(".when").textContent);
   enlarged();
   const cell = cells[chosen];
@@ -220,12 +214,7 @@ function live(value) {
 }
 
 function show() {
-  let value;
-  try {
-    value = JSON.parse(props.value || '{"kind":"none"}');
-  } catch {
-    return;
-  }
+  const value = dom.read(props.value);
   if (value.texts) texts = value.texts;
   root.dataset.kind = value.kind;
   root.dataset.state = value.state || "";

@@ -175,7 +175,7 @@ def facts(r: Request, language: str, leave_out: str = "") -> str:
 
 def shades(count: int) -> list[str]:
     """A colour for each scale, the middle part of viridis: to be told apart on white and on black, also without seeing red or green."""
-    stops = np.array([[72, 83, 158], [45, 112, 142], [32, 144, 140], [53, 163, 103], [128, 160, 30]])
+    stops = np.array([[92, 104, 184], [45, 117, 147], [32, 140, 136], [46, 150, 94], [118, 148, 24]])
     at = np.linspace(0, len(stops) - 1, max(count, 1))
     rgb = np.stack([np.interp(at, range(len(stops)), stops[:, c]) for c in range(3)], 1).round().astype(int)
     return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in rgb.tolist()]
@@ -344,11 +344,11 @@ def ways(tiles: list[Tile], place: Place) -> dict[int, list[float]]:
     }
 
 
-def chart(curves: dict[int, list[float]], sweep: Sweep, first: int, **words: str) -> str:
-    """Curves for ui/curve.js. first: the number of the first step; words: title, said, across."""
+def chart(curves: dict[int, list[float]], sweep: Sweep, first: int, *, title: str, said: str, across: str) -> str:
+    """Curves for ui/curve.js. first: the number of the first step."""
     names, colours = columns(sweep), shades(len(sweep.guidances))
     lines = [{"name": names[c], "colour": colours[c], "values": [round(v, 5) for v in curve]} for c, curve in curves.items()]
-    return common.packed({"kind": "curves", "of": "sweep", "first": first, "lines": lines, **words})
+    return common.curves(lines, title=title, said=said, across=across, of="sweep", first=first)
 
 
 def pull_said(curves: dict[int, list[float]], sweep: Sweep, language: str) -> str:
@@ -551,17 +551,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 gr.HTML(i18n("sweep_try"), html_template="<p>${value}</p>", apply_default_css=False, min_width=200)
                 attempt = gr.Button(i18n("sweep_try_button"), elem_id="sweep-try", scale=0, min_width=96)
             with gr.Row(elem_id="sweep-curves"):
-                pull, way = (
-                    gr.HTML(
-                        NOTHING,
-                        html_template=common.script("curve.html"),
-                        js_on_load=common.script("curve.js"),
-                        apply_default_css=False,
-                        min_width=300,
-                        elem_id=name,
-                    )
-                    for name in ("sweep-pull", "sweep-ways")
-                )
+                pull, way = common.curve("sweep-pull"), common.curve("sweep-ways")
 
     job = gr.State("")  # the sweep that this page follows, and Stop stops
     seen = gr.State("")  # the sweep, or the run, that the board shows
@@ -729,6 +719,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             if trace is None:
                 raise ValueError("This picture was not finished; choose another.")
             if act == "restore":
+                common.warn_of(trace.settings(), language)
                 return {shared.wanted: (trace.request, time.time())}
             if act == "save":
                 return {
@@ -749,9 +740,11 @@ def build(shared: Shared, tab: gr.Tab) -> None:
 
     def take_run(owner: str | None, shown: str, request: gr.Request) -> dict:
         try:
-            r = shared.trace_of(shown, common.owner_of(owner)).request
+            trace = shared.trace_of(shown, common.owner_of(owner))
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
+        common.warn_of(trace.settings(), common.language(request))
+        r = trace.request
         controls = [prompt, negative, steps, seed, scheduler, width, height]
         return dict(
             zip(

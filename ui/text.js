@@ -7,7 +7,7 @@ const root = element.querySelector(".text-view");
 const part = root.dataset.of;
 for (const other of root.querySelectorAll("[data-part]")) if (other.dataset.part !== part) other.remove();
 const $ = (selector) => root.querySelector(selector);
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const { fill, make } = dom;
 const number = (x) => (x === 0 ? "0" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 10 ? x.toFixed(1) : x.toFixed(2));
 let shown = null; // the value
 let texts = {};
@@ -27,13 +27,6 @@ const selection = (window.textTab ??= {
     for (const view of this.views.values()) view();
   },
 });
-
-function make(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
 
 /** A word of the field, with the sentence that explains it. */
 function term(made, tip) {
@@ -230,8 +223,8 @@ function markStages() {
   const length = (kind) => number(branch.stages.find((s) => s.kind === kind).lengths[k]);
   const layers = branch.stages.filter((s) => s.kind === "layer").length;
   $(".pipeline .formula").innerHTML =
-    `<var>h<sub>${k}</sub></var> = <var>E</var>[${token.id}] + <var>P</var>[${k}]<small>${fill(texts.sum_lengths, { a: length("token"), b: length("position"), c: length("sum") })}</small>` +
-    `<span></span><var>z</var> = LN(<var>T<sub>${layers}</sub></var>(… <var>T<sub>1</sub></var>(<var>h</var>)))<small>${fill(texts.out_length, { k, c: length("norm") })}</small>`;
+    `<span><var>h<sub>${k}</sub></var> = <var>E</var>[${token.id}] + <var>P</var>[${k}]<small>${fill(texts.sum_lengths, { a: length("token"), b: length("position"), c: length("sum") })}</small></span> ` +
+    `<span><var>z</var> = LN(<var>T<sub>${layers}</sub></var>(… <var>T<sub>1</sub></var>(<var>h</var>)))<small>${fill(texts.out_length, { k, c: length("norm") })}</small></span>`;
   $(".chosen").textContent = fill(texts.chosen, {
     branch: promptName(selection.branch),
     at: k,
@@ -401,12 +394,7 @@ function refresh() {
 }
 
 function show() {
-  let value;
-  try {
-    value = JSON.parse(props.value || '{"kind":"none"}');
-  } catch {
-    return;
-  }
+  const value = dom.read(props.value);
   root.dataset.kind = value.kind;
   if (value.kind === "none") return;
   ({ texts } = value);

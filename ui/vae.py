@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import gradio as gr
@@ -11,15 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from core import images, latents
-from core.engine import Part
+from core.engine import Part, Work
 from core.models import StableDiffusion
-from core.sampling import check_number, check_whole
+from core.sampling import Request, check_number, check_whole
 from core.trace import Trace
 from ui import common, parts, render, texts
 from ui.common import QUICK, WATCH, Shared, i18n
 
 RANGES = {"noise": (0, 2), "blur": (0, 3), "zero": (0, 0), "shift": (-3, 3)}  # of the amount of each of latents.EDITS
 SCALE = 64  # levels of 255: the end of the scale of error maps
+BETWEEN = {"pictures": "vae_what_pictures", "starts": "vae_what_starts"}  # what of two runs is interpolated
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the second picture, between two
 SIDES = (64, 128, 256, 512)  # pixels, in the table of costs
 
@@ -99,14 +100,80 @@ def changed(trip: Trip, z: Tensor, picture: Tensor, language: str) -> str:
     return parts.figures(pictures)
 
 
-def between(sd: StableDiffusion, a: Tensor, b: Tensor) -> Iterator[Tensor]:
+def between_pictures(trace: Trace, now: Trip | None, other: Trace | None, mine: Image.Image | None) -> Work:
+    """From the picture that made the trip to another run's or the visitor's own, or with neither to pure noise. The work's last part is
+    what between_html shows; the others count.
+
+    Raises ValueError if one of the pictures is missing.
+    """
+    if now is None:
+        raise ValueError("There are no latents yet; send a picture through the VAE first.")
+    if other is not None and other.picture is None:
+        raise ValueError("A stopped run has no finished picture to compare; choose another.")
+    picture = render.picture(other.picture).image if other is not None and other.picture is not None else mine
+    h, w = now.before.shape[-2:]
+
+    def work(sd: StableDiffusion) -> Iterator[Part]:
+        if picture is None:
+            b = latents.noise(sd, h, w, latents.generator(1)).cpu()
+        else:
+            b = latents.encode(sd, latents.pixels_of(images.cover(picture, w, h))).cpu()
+        decoded = []
+        for one in between(sd, now.z, b, latents.slerp):
+            yield Part(len(decoded), len(SHARES) + 1, one)
+            decoded.append(one)
+        blend = [line(now.after, decoded[-1], share) for share in SHARES]
+        yield Part(len(SHARES), len(SHARES) + 1, (now.z, b, decoded, blend))
+
+    return work
+
+
+def between_starts(trace: Trace, now: Trip | None, other: Trace | None, mine: Image.Image | None) -> Work:
+    """From what one run began with to what another did, or to other noise. Its parts are as those of between_pictures.
+
+    Raises ValueError if that is not known, or does not fit.
+    """
+    if mine is not None:
+        raise ValueError("A picture of yours began with no noise that is known; use the menu’s runs.")
+    if not all(from_noise(run.request) for run in (trace, other) if run):
+        raise ValueError("A run from a picture did not begin with noise alone; choose runs from words.")
+    if other is not None and other.size != trace.size:
+        raise ValueError("These two runs have latents of different sizes; choose one of the same size.")
+    a = trace.steps[0].x_in  # as the UNet saw it: unit noise, in whatever coordinates the scheduler counts
+    h, w = trace.size
+
+    def work(sd: StableDiffusion) -> Iterator[Part]:
+        b = latents.noise(sd, sd.factor * h, sd.factor * w, latents.generator(1)).cpu() if other is None else other.steps[0].x_in
+        decoded = []
+        for way in (latents.slerp, line):
+            for one in between(sd, a, b, way):
+                yield Part(len(decoded), 2 * len(SHARES) + 1, one)
+                decoded.append(one)
+        half = len(SHARES)
+        yield Part(2 * half, 2 * half + 1, (a, b, decoded[:half], decoded[half:]))
+
+    return work
+
+
+def from_noise(request: Request) -> bool:
+    """Whether a run's first latents were noise and nothing else."""
+    source = request.source
+    return source is None or (source.strength == 1 and source.KIND in ("inpaint", "upscale"))
+
+
+def line(a: Tensor, b: Tensor, share: float) -> Tensor:
+    return (1 - share) * a + share * b
+
+
+def between(sd: StableDiffusion, a: Tensor, b: Tensor, way: Callable[[Tensor, Tensor, float], Tensor]) -> Iterator[Tensor]:
     """Latents on the way from a to b, decoded, one picture at a time."""
     for share in SHARES:
-        yield latents.decode(sd, latents.slerp(a, b, share).to(sd.device)).cpu()
+        yield latents.decode(sd, way(a, b, share).to(sd.device)).cpu()
 
 
-def between_html(a: Tensor, b: Tensor, decoded: list[Tensor], ends: tuple[Tensor, Tensor], language: str) -> str:
-    """Two rows: the latents' way round, decoded, with how strong they are beside a straight line's; and the pixels simply blended."""
+def between_html(what: str, a: Tensor, b: Tensor, decoded: list[Tensor], straight: list[Tensor], language: str) -> str:
+    """Two rows: the way round, decoded, with how strong the latents are beside a straight line's; and a straight line, which is of the
+    pixels between pictures, of the latents between starts."""
     way = [
         (
             parts.picture_uri(picture),
@@ -115,18 +182,21 @@ def between_html(a: Tensor, b: Tensor, decoded: list[Tensor], ends: tuple[Tensor
                 language,
                 "vae_strength",
                 slerp=f"{render.strength(latents.slerp(a, b, share)):.2f}",
-                line=f"{render.strength((1 - share) * a + share * b):.2f}",
+                line=f"{render.strength(line(a, b, share)):.2f}",
             ),
         )
         for share, picture in zip(SHARES, decoded, strict=False)
     ]
-    blend = [(parts.picture_uri((1 - s) * ends[0] + s * ends[1]), f"{100 * s:.0f} %", "") for s in SHARES]
+    under = [(parts.picture_uri(picture), f"{100 * s:.0f} %", "") for s, picture in zip(SHARES, straight, strict=True)]
 
     def row(key: str, pictures: list[tuple[str, str, str]]) -> str:
         title = html.escape(texts.say(language, key))
         return f'<section class="moment"><h4>{title}</h4><div class="figures">{parts.figures(pictures)}</div></section>'
 
-    return row("vae_between_latents", way) + row("vae_between_pixels", blend)
+    if what == "pictures":
+        return row("vae_between_latents", way) + row("vae_between_pixels", under)
+    said = html.escape(texts.say(language, "vae_starts_said"))
+    return f'<p class="note">{said}</p>' + row("vae_between_starts", way) + row("vae_between_straight", under)
 
 
 def costs(factor: int, language: str) -> str:
@@ -164,7 +234,9 @@ def build(shared: Shared, own: gr.State) -> None:
     gr.HTML(i18n("vae_between_says"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="about")
     second = gr.State(None)  # the other picture, if it is the visitor's own
     with gr.Row(elem_classes="section-controls"):
-        other = gr.Dropdown([], label=i18n("vae_other"), filterable=False, elem_id="vae-other", min_width=240, scale=2)
+        choices = [(i18n(key), name) for name, key in BETWEEN.items()]
+        what = gr.Dropdown(choices, value="pictures", label=i18n("vae_what"), filterable=False, elem_id="vae-what", min_width=280)
+        other = gr.Dropdown([], label=i18n("vae_other"), filterable=False, elem_id="vae-other", min_width=320, scale=2)
         mix = gr.Button(i18n("vae_mix"), variant="primary", elem_id="vae-mix", min_width=120)
         second_taken = parts.upload(second, "vae-second", back="vae_second_back")
     mixing = gr.HTML(apply_default_css=False, elem_classes="note", elem_id="vae-mixing")
@@ -240,32 +312,22 @@ def build(shared: Shared, own: gr.State) -> None:
             raise common.refusal(language, error) from None
 
     def mix_both(
-        owner: str | None, now: Trip | None, choice: str | None, mine: Image.Image | None, request: gr.Request
+        owner: str | None,
+        shown: str,
+        now: Trip | None,
+        between_what: str,
+        choice: str | None,
+        mine: Image.Image | None,
+        request: gr.Request,
     ) -> Iterator[dict]:
         language, owner = common.language(request), common.owner_of(owner)
         try:
-            if now is None:
-                raise ValueError("There are no latents yet; send a picture through the VAE first.")
-            picture = mine
-            if picture is None and choice != "noise":
-                kept = shared.trace_of(choice or "", owner).picture
-                if kept is None:
-                    raise ValueError("A stopped run has no finished picture to compare; choose another.")
-                picture = render.picture(kept).image
-            h, w = now.before.shape[-2:]
-
-            def work(sd: StableDiffusion) -> Iterator[Part]:
-                if picture is None:
-                    b = latents.noise(sd, h, w, latents.generator(1)).cpu()
-                else:
-                    b = latents.encode(sd, latents.pixels_of(images.cover(picture, w, h))).cpu()
-                for k, decoded in enumerate(between(sd, now.z, b)):
-                    yield Part(k, len(SHARES), (b, decoded))
-
-            for _, snapshot, made in parts.works(shared, now.model, work, owner, "vae"):
-                done = [decoded for _, decoded in made]
-                row = between_html(now.z, made[0][0], done, (now.after, done[-1]), language) if len(done) == len(SHARES) else ""
-                yield {mixing: parts.waiting(snapshot, language), way: row}
+            trace = shared.trace_of(shown, owner)
+            second_run = shared.trace_of(choice or "", owner) if mine is None and choice != "noise" else None
+            do = between_starts if between_what == "starts" else between_pictures
+            for _, snapshot, made in parts.works(shared, trace.request.model, do(trace, now, second_run, mine), owner, "vae"):
+                rows = between_html(between_what, *made[-1], language) if made and isinstance(made[-1], tuple) else ""
+                yield {mixing: parts.waiting(snapshot, language), way: rows}
         except ValueError as error:
             yield {mixing: ""}
             raise common.refusal(language, error) from None
@@ -283,4 +345,4 @@ def build(shared: Shared, own: gr.State) -> None:
     seen.edit(change, [shared.owner, trip], [edited, status], **WATCH)
     for event in second_taken:
         event.success(choose_second, [second, other], mixing, **QUICK)
-    mix.click(mix_both, [shared.owner, trip, other, second], [way, mixing], **WATCH)
+    mix.click(mix_both, [shared.owner, shared.shown, trip, what, other, second], [way, mixing], **WATCH)

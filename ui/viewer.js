@@ -5,7 +5,7 @@
 //   at      the selected step, 0 .. steps.length - 1; one more is the finished picture
 
 const $ = (selector) => element.querySelector(selector);
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const { fill, make } = dom;
 const root = $(".viewer");
 const slider = $(".scrub input[type=range]");
 const strip = $(".strip");
@@ -14,13 +14,6 @@ let texts = {};
 let at = 0;
 let word = null;
 let playing = null;
-
-function make(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
 
 function picture(source, alt) {
   const image = make("img", "pixels");
@@ -282,12 +275,7 @@ function live(value) {
 }
 
 function show() {
-  let value;
-  try {
-    value = JSON.parse(props.value || '{"kind":"none"}');
-  } catch {
-    return;
-  }
+  const value = dom.read(props.value);
   if (value.texts) texts = value.texts;
   root.dataset.kind = value.kind;
   if (value.kind === "none") return;

@@ -1,0 +1,407 @@
+"""What the tabs that start from a picture share: the picture, words and settings, a run that is watched, and the way to the next tab."""
+
+import html
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+
+import gradio as gr
+import numpy as np
+from gradio.components import Component
+from gradio.events import Dependency
+from PIL import Image
+
+from core import images
+from core.attention import Record
+from core.catalog import CATALOG
+from core.conditioning import Inpaint, Source
+from core.engine import ENDED, LocalEngine
+from core.sampling import Request
+from core.schedulers import SCHEDULERS
+from core.trace import Trace
+from ui import common, render, texts, viewing
+from ui.common import LOOK, QUICK, WATCH, Shared, i18n
+
+TABS = ("img2img", "inpaint", "depth", "upscale")  # that take a picture from others; each is named as its kind of source
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A run on its way to a tab: its picture, to go on from, or all that it was made from, to make it again."""
+
+    tab: str  # one of TABS
+    run: str  # its id
+    when: float  # so that the same run sent twice is two sendings
+    again: bool = False  # what the run began from, not what it made
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A picture from outside at the size that a model works at, and what that took."""
+
+    image: Image.Image  # RGB, each side a multiple of 8
+    whole: tuple[int, int]  # width and height as it came
+    kept: tuple[float, ...]  # left, top, right, bottom: the part of it that `image` is
+    notices: tuple[str, ...]  # what else was done to it, a sentence each
+
+    def said(self, language: str) -> str:
+        """The size that it came in and the one that it is worked on, and what was cut off."""
+        left, top = self.kept[:2]
+        side, cut = ("sides", left) if left >= 0.05 else ("ends", top) if top >= 0.05 else ("whole", 0.0)
+        w, h = self.whole
+        return texts.say(
+            language, f"pictures_fit_{side}", w=w, h=h, width=self.image.width, height=self.image.height, cut=f"{cut:.1f}"
+        )
+
+
+def box(name: str) -> gr.Image:
+    """The picture that a tab starts from, as its file, untouched: `fitted` opens it. Uploaded, dropped or pasted; or another run's."""
+    made = gr.Image(
+        type="filepath",
+        image_mode=None,
+        format="png",
+        sources=["upload", "clipboard"],
+        buttons=[],
+        label=i18n("pictures_start"),
+        elem_id=f"{name}-picture",
+        elem_classes="start-picture",
+        height=280,
+    )
+    return as_files(made)
+
+
+def as_files(made: gr.Image) -> gr.Image:
+    """The component hands over the file's path and nothing else. Gradio would open the file by itself, and say Pillow's words of it."""
+    made.preprocess = lambda payload: payload.path if payload else None  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+@lru_cache(maxsize=32)  # Gradio names an upload by its content; what is kept is small
+def fitted(path: str | None, side: int) -> Fitted:
+    """The picture in a box, at the size that a model of `side` x `side` pixels works at.
+
+    Raises ValueError if there is none, or it is refused.
+    """
+    if not path:
+        raise ValueError("There is no picture to start from; choose one first.")
+    opened = images.look_in(path)
+    image, kept = images.fitted(opened.image, *images.size_for(opened.image, side))
+    return Fitted(image, opened.image.size, kept, opened.notices)
+
+
+def picture_of(path: str | None, side: int) -> tuple[Image.Image, tuple[str, ...]]:
+    """What `fitted` gives: the picture, and what was done to it on its way in."""
+    found = fitted(path, side)
+    return found.image, found.notices
+
+
+def result_of(trace: Trace) -> Image.Image:
+    """A run's finished picture; of an inpainting the composited one. Raises ValueError if it was stopped before."""
+    if trace.picture is None:
+        raise ValueError("A stopped run has no finished picture; choose another.")
+    image, source = render.picture(trace.picture).image, trace.request.source
+    return Image.fromarray(source.composited(np.asarray(image))) if isinstance(source, Inpaint) else image
+
+
+def note_html(path: str | None, side: int, language: str) -> str:
+    """What was done to the picture in a box, or why it is refused, as HTML; nothing for an empty box."""
+    if not path:
+        return ""
+    try:
+        found = fitted(path, side)
+    except ValueError as error:
+        return f'<p class="refused">{html.escape(texts.sentence(language, error))}</p>'
+    said = [texts.sentence(language, notice) for notice in found.notices]
+    return "".join(f"<p>{html.escape(line)}</p>" for line in [found.said(language), *said])
+
+
+def note(shared: Shared, name: str, start: gr.Image, model: gr.Dropdown) -> gr.HTML:
+    """The line under a box that says what was done to its picture. It is laid out where this is called."""
+    line = gr.HTML(apply_default_css=False, elem_id=f"{name}-note", elem_classes="start-note")
+
+    def tell(path: str | None, name: str, request: gr.Request) -> str:
+        try:
+            return note_html(path, shared.engine.model(name).size, common.language(request))
+        except ValueError:
+            return ""  # the model is not here; Run says so
+
+    gr.on([start.change, model.change], tell, [start, model], line, trigger_mode="always_last", **LOOK)
+    return line
+
+
+# --- words and settings -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Controls:
+    """A tab's words and settings, in the order of `request_of`."""
+
+    prompt: gr.Textbox
+    negative: gr.Textbox
+    guidance: gr.HTML
+    steps: gr.HTML
+    seed: gr.Number
+    scheduler: gr.Dropdown
+
+    @property
+    def all(self) -> list[Component]:
+        return [self.prompt, self.negative, self.guidance, self.steps, self.seed, self.scheduler]
+
+    def restored(self, r: Request) -> dict:
+        """All set to a request's."""
+        return dict(zip(self.all, [r.prompt, r.negative, f"{r.guidance:g}", f"{r.steps}", r.seed, r.scheduler], strict=True))
+
+
+def words(name: str, first: Request) -> tuple[gr.Textbox, gr.Textbox]:
+    classes = {"elem_classes": "runs-on-enter"}
+    prompt = gr.Textbox(first.prompt, label=i18n("prompt"), lines=2, max_lines=6, elem_id=f"{name}-prompt", **classes)
+    with gr.Accordion(i18n("negative"), open=False):
+        negative = gr.Textbox(first.negative, show_label=False, lines=1, max_lines=4, elem_id=f"{name}-negative", **classes)
+    return prompt, negative
+
+
+def settings(name: str, first: Request) -> tuple[gr.HTML, gr.HTML, gr.Number, gr.Dropdown]:
+    guidance = common.number(first.guidance, 0, 30, 0.1, "guidance", f"{name}-guidance")
+    steps = common.number(first.steps, 1, 100, 1, "steps", f"{name}-steps")
+    seed = gr.Number(first.seed, label=i18n("seed"), placeholder=i18n("seed_placeholder"), elem_id=f"{name}-seed")
+    scheduler = gr.Dropdown(
+        list(SCHEDULERS), value=first.scheduler, label=i18n("scheduler"), filterable=False, elem_id=f"{name}-scheduler"
+    )
+    return guidance, steps, seed, scheduler
+
+
+def request_of(source: Source, model: str, prompt: str, negative: str, guidance, steps, seed, scheduler: str) -> Request:
+    """The controls' values as a request. An empty seed is a new one. Nothing is rounded or clamped."""
+    return Request(
+        prompt=prompt,
+        negative=negative,
+        seed=random.randrange(2**32) if seed is None else seed,
+        steps=common.number_of(steps),  # pyright: ignore[reportArgumentType]
+        guidance=common.number_of(guidance),  # pyright: ignore[reportArgumentType]
+        scheduler=scheduler,
+        model=model,
+        source=source,
+    )
+
+
+def model_menu(shared: Shared, name: str, roles: Sequence[str]) -> gr.Dropdown:
+    """The models that this tab can use, those made for it first."""
+    names = [one for role in roles for one in shared.engine.for_role(role)]
+    first = next((one for one in names if one in CATALOG and CATALOG[one].embedded), names[0] if names else None)
+    choices = [(common.title_of(one), one) for one in names]
+    return gr.Dropdown(choices, value=first, label=i18n("model"), filterable=False, elem_id=f"{name}-model")
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A run's buttons and view."""
+
+    run: gr.Button
+    stop: gr.Button
+    viewer: gr.HTML
+    job: gr.State  # the run that goes on, or the newest
+    mine: gr.State  # the run in the viewer, "" before there is one
+    look: gr.State  # what the rest of the tab puts there to have another ended run in the viewer: (its id, when)
+
+
+def panel_buttons(name: str) -> tuple[gr.Button, gr.Button]:
+    run = gr.Button(i18n(f"{name}_run"), variant="primary", elem_id=f"{name}-go", elem_classes="run")
+    stop = gr.Button(i18n("stop"), variant="stop", visible=False, elem_id=f"{name}-stop", elem_classes="stop")
+    return run, stop
+
+
+def panel(shared: Shared, name: str, run: gr.Button, stop: gr.Button) -> Panel:
+    return Panel(run, stop, viewing.viewer(f"{name}-viewer"), gr.State(""), gr.State(""), gr.State(None))
+
+
+def kind_of(request: Request) -> str:
+    """The tab that makes such runs: one of TABS, or "" for a run from noise."""
+    return request.source.KIND if request.source else ""
+
+
+def wire(
+    shared: Shared,
+    panel: Panel,
+    asked: Callable[..., Request | None],
+    inputs: list[Component],
+    after: Callable[[Trace, str], dict] | None = None,
+    more: list[Component] | None = None,
+    *,
+    tab: gr.Tab | None = None,
+    name: str = "",
+    instead: Callable[..., Iterator[dict]] | None = None,
+    during: Callable[[dict], dict] | None = None,
+) -> Dependency:
+    """Run draws what asked(*inputs' values) says, and the viewer follows it. Returns the event of the run, to go on from.
+
+    after: (trace, language) -> {component: value} of `more`, for each finished run that the viewer shows.
+    tab, name: when the tab is opened, the viewer shows its run: one that still goes on, or the one that is looked at if it is of this kind.
+    during: what the viewer is given of a run on its way, and at its end -> values of `more`, for a tab that shows it in its own way too.
+    instead: where `asked` says None: (owner, language, *inputs' values) -> values of `more`, one after the other, in place of a run.
+    """
+    engine = shared.engine
+    busy = {panel.run: gr.update(visible=False), panel.stop: gr.update(visible=True)}
+    idle = {panel.run: gr.update(visible=True), panel.stop: gr.update(visible=False)}
+
+    def nothing(language: str) -> dict:
+        return {panel.viewer: common.packed(viewing.empty(language, said="pictures_empty")), panel.mine: ""}
+
+    def seen(one: str, trace: Trace, language: str) -> dict:
+        """The viewer and what stands around it, filled with a run that has ended."""
+        beside = after(trace, language) if after and trace.picture is not None else {}
+        return {panel.viewer: common.packed(viewing.finished(trace, one, language)), panel.mine: one} | beside
+
+    def watch(one: str, owner: str, before: str, language: str) -> Iterator[dict]:
+        yield busy | {panel.job: one, shared.owner: owner}
+        try:
+            for value in viewing.follow(engine, one, language):
+                beside = during(value) if during else {}
+                if value["kind"] == "live":
+                    yield {panel.viewer: common.packed(value)} | beside
+            if beside:
+                yield beside
+            if value["kind"] == "run":
+                yield idle | {shared.shown: one} | seen(one, engine.result(one), language)
+            else:  # stopped before its first step
+                yield idle | {panel.viewer: common.packed(value), panel.mine: ""}
+        except ValueError as error:
+            yield idle | back(before, owner, language)
+            raise common.refusal(language, error) from None
+
+    def back(before: str, owner: str, language: str) -> dict:
+        """What the viewer showed before a run that failed."""
+        try:
+            return seen(before, shared.trace_of(before, owner), language)
+        except ValueError:
+            return nothing(language)
+
+    def draw(request: gr.Request, owner: str | None, before: str, *values) -> Iterator[dict]:
+        language, owner = common.language(request), common.owner_of(owner)
+        yield busy
+        try:
+            if (wanted := asked(*values)) is not None:
+                one = engine.submit(wanted, owner, Record())
+            elif instead:
+                yield from instead(owner, language, *values)
+        except ValueError as error:
+            yield idle
+            raise common.refusal(language, error) from None
+        if wanted is None:
+            yield idle | {shared.owner: owner}
+        else:
+            yield from watch(one, owner, before, language)
+
+    def come_back(owner: str | None, shown: str, now: str, job: str, request: gr.Request) -> Iterator[dict]:
+        language, owner = common.language(request), common.owner_of(owner)
+        for one in engine.mine(owner):  # a page that was reloaded finds its run again
+            going = (snapshot := engine.snapshot(one)) and snapshot.state not in ENDED
+            if going and one != job and kind_of(engine.request(one)) == name:
+                yield from watch(one, owner, now, language)
+                return
+        with suppress(ValueError):
+            trace = shared.trace_of(shown, owner)
+            if shown != now and kind_of(trace.request) == name:
+                yield seen(shown, trace, language)
+                return
+        yield {panel.viewer: gr.skip()} if now or job else nothing(language)
+
+    def open_run(owner: str | None, look: tuple[str, float], request: gr.Request) -> dict:
+        try:
+            return {shared.shown: look[0]} | seen(look[0], shared.trace_of(look[0], owner), common.language(request))
+        except ValueError as error:
+            raise common.refusal(common.language(request), error) from None
+
+    def halt(one: str) -> None:
+        with suppress(ValueError):
+            engine.cancel(one)
+
+    def pick(event: gr.EventData) -> Sent:
+        """The viewer's "Use its settings"."""
+        return Sent(name, common.event_value(event, "job"), time.time(), again=True)
+
+    outputs = [panel.run, panel.stop, panel.viewer, panel.job, panel.mine, shared.owner, shared.shown, *(more or [])]
+    event = panel.run.click(draw, [shared.owner, panel.mine, *inputs], outputs, **WATCH)
+    panel.stop.click(halt, panel.job, None, **QUICK)
+    panel.look.change(open_run, [shared.owner, panel.look], outputs, **LOOK)
+    panel.viewer.pick(pick, None, shared.sent, **LOOK)
+    if tab:
+        tab.select(come_back, [shared.owner, shared.shown, panel.mine, panel.job], outputs, **WATCH)
+    return event
+
+
+def fill(
+    shared: Shared,
+    tab: gr.Tab,
+    start: Component,
+    controls: Controls | None,
+    name: str,
+    again: Callable[[Request], dict] | None = None,
+    extra: list[Component] | None = None,
+) -> None:
+    """An empty box takes the picture of the run that is looked at when the tab opens. A run that is sent here brings its picture and its
+    words along; one that is to be made again, the picture that it began from, and what again(request) says of `extra`."""
+
+    def first(now: object, owner: str | None, shown: str) -> dict:
+        runs = shared.kept(common.owner_of(owner))
+        best = [trace for one, trace in sorted(runs, key=lambda run: run[0] != shown) if trace.picture is not None]
+        # Of a stopped run there is none: then the newest that has one; and without any, the box asks for a picture itself.
+        return {start: gr.skip() if now or not best else result_of(best[0])}
+
+    def receive(sent: Sent | None, owner: str | None, request: gr.Request) -> dict:
+        if sent is None or sent.tab != name:
+            return {start: gr.skip()}
+        try:
+            trace = shared.trace_of(sent.run, owner)
+            filled = controls.restored(trace.request) if controls else {}
+            if not sent.again:
+                return filled | {start: result_of(trace)}
+            if kind_of(trace.request) != name or not trace.request.source:
+                return {start: gr.skip()}
+            return filled | {start: trace.request.source.whole.image} | (again(trace.request) if again else {})
+        except ValueError as error:
+            raise common.refusal(common.language(request), error) from None
+
+    tab.select(first, [start, shared.owner, shared.shown], [start], **LOOK)
+    shared.sent.change(receive, [shared.sent, shared.owner], [start, *(controls.all if controls else []), *(extra or [])], **LOOK)
+
+
+def sending(shared: Shared, sent: Sent) -> dict:
+    """What sends a run to a tab, and opens that."""
+    return {shared.sent: sent, shared.shown: sent.run, shared.tabs: gr.Tabs(selected=f"tab_{sent.tab}")}
+
+
+def send_row(shared: Shared, name: str, run: gr.State) -> None:
+    """Buttons that carry a run's picture and settings to the other tabs that start from one. run: its id."""
+    with gr.Row(elem_classes="send"):
+        gr.HTML(i18n("pictures_send"), html_template="<p>${value}</p>", apply_default_css=False, min_width=80)
+        for target in TABS:
+            if target == name or (target == "upscale" and "emoji-upscale" not in CATALOG):  # see ui/__init__.py
+                continue
+            button = gr.Button(i18n(f"tab_{target}"), size="md", min_width=96, elem_id=f"{name}-to-{target}")
+
+            def send(one: str, owner: str | None, request: gr.Request, target: str = target) -> dict:
+                try:
+                    result_of(shared.trace_of(one, owner))
+                except ValueError as error:
+                    raise common.refusal(common.language(request), error) from None
+                return sending(shared, Sent(target, one, time.time()))
+
+            button.click(send, [run, shared.owner], [shared.sent, shared.shown, shared.tabs], **LOOK)
+
+
+def answer(engine: LocalEngine, wanted: Callable[[], Request], request: gr.Request) -> tuple[Image.Image, dict]:
+    """What a public endpoint answers: the picture, with its settings in a text chunk of the PNG, and everything that made it."""
+    try:
+        trace = engine.result(engine.submit(wanted(), f"api {request.session_hash}"))
+        return render.signed(trace), trace.settings()
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from None
