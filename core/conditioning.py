@@ -116,7 +116,7 @@ class Inpaint(Source):
     """A picture of which a part is made anew. `inpainting` makes one of a picture of any size."""
 
     strength: float = 1.0
-    mask: Pixels | None = None  # (H, W), white (above 0.5) = make anew
+    mask: Pixels | None = None  # (H, W), white (0.5 and above) = make anew
     fill: str = "original"  # one of FILLS: what the hole holds at the start, which shows below strength 1
     # Where the result goes: into a larger picture, of which `picture` is a smaller copy, or one of its part around the mask.
     canvas: Pixels | None = None  # (H', W', 3) uint8; None: the picture itself
@@ -175,6 +175,11 @@ class Depth(Source):
 
     KIND = "depth"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth is not None and (not isinstance(self.depth, Pixels) or len(self.depth.shape) != 2):
+            raise ValueError("The depth map is no map of one number a pixel; give a grey picture, or none.")
+
 
 @dataclass(frozen=True)
 class Upscale(Source):
@@ -224,7 +229,7 @@ def first_turn(scheduler: Any, steps: int, strength: float) -> int:
     Raises ValueError if none would be left.
     """
     first = skipped(steps, strength) * scheduler.order
-    if first >= len(scheduler.timesteps):
+    if skipped(steps, strength) >= steps:  # PNDM has a turn more than steps, so its turns do not tell
         raise ValueError(
             f"At strength {strength:g} none of {steps} steps runs; raise the strength to at least "
             f"{math.ceil(1000 / steps) / 1000:g}, or ask for more steps."
@@ -279,7 +284,8 @@ def start_inpaint(sd: StableDiffusion, source: Inpaint, scheduler: Any, first: i
     everything = source.strength == 1
     z = None
     if plain or not everything:
-        z = latents.encode(sd, filled(source), random)
+        # Contiguous, as the pipeline repeats it: in another layout the UNet rounds otherwise, by 2e-5 after seven steps.
+        z = latents.encode(sd, filled(source), random).contiguous()
     noise = latents.noise(sd, source.picture.height, source.picture.width, random)
     seen = torch.cat([mask, latents.encode(sd, without(source), random)], dim=1)  # (1, 5, h, w); drawn for a plain UNet too
 
@@ -334,9 +340,10 @@ def filled(source: Inpaint) -> Tensor:
     known = (source.mask.tensor() < 0.5).float()
     if not known.any():  # no surroundings
         return torch.zeros_like(picture)
-    sigma = max(picture.shape[-2:]) / 16
+    side = max(picture.shape[-2:])
+    sigma = side / 16
     amount = latents.blurred(known, sigma)
-    while (amount < 1e-3).any():  # a hole so wide that nothing known is near its middle
+    while (amount < 1e-3).any() and sigma < side / 2:  # a hole so wide that nothing known is near its middle; from half, all is
         sigma *= 2
         amount = latents.blurred(known, sigma)
     return torch.where(known > 0, picture, latents.blurred(picture * known, sigma) / amount)
@@ -349,15 +356,18 @@ def depth_channel(sd: StableDiffusion, source: Depth) -> Tensor:
     """
     known = depth.estimate(sd, source.picture.tensor()) if source.depth is None else source.depth.tensor()[0]
     size = source.picture.height // sd.factor, source.picture.width // sd.factor
-    small = torch.nn.functional.interpolate(known[None].to(sd.device, sd.dtype), size=size, mode="bicubic", align_corners=False)
+    known = known[None].to(sd.device).float()  # halves would end at 65,504, and round a narrow range
+    small = torch.nn.functional.interpolate(known, size=size, mode="bicubic", align_corners=False)
     low, high = small.amin(), small.amax()
     if not high > low:
         raise ValueError("The depth map is the same everywhere, so it tells nothing; choose one with near and far in it.")
-    return 2 * (small - low) / (high - low) - 1
+    return (2 * (small - low) / (high - low) - 1).to(sd.dtype)
 
 
 def noised(sd: StableDiffusion, source: Upscale, random: torch.Generator) -> Tensor:
     """The small picture with the noise of its noise_level, (1, 3, h, w): what the upscaler is told of it."""
+    if sd.low_res_config is None:
+        raise ValueError(f"The model {sd.name} has no low_res_scheduler, so no noise for the small picture; choose an upscaler.")
     small = source.picture.tensor()
     noise = torch.randn(small.shape, generator=random)
     scheduler = schedulers.make("DDPM", sd.low_res_config, 1)

@@ -8,6 +8,7 @@ import torch
 from core.conditioning import Upscale
 from core.models import StableDiffusion
 from core.sampling import Request, size_of
+from core.schedulers import SCHEDULERS
 from core.trace import MEGABYTES, TENSORS
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -30,7 +31,8 @@ def needed(sd: StableDiffusion, request: Request) -> int:
     config, on_cpu = sd.vae.config, sd.device.type == "cpu"
     decoder = 4 * config.block_out_channels[1] * height * width * 4
     attention = latents**2 * 4 if config.mid_block_add_attention and not on_cpu else 0
-    kept = len(TENSORS) * config.latent_channels * latents * 4 * request.steps + MEGABYTES * 2**20 if on_cpu else 0
+    turns = request.steps * SCHEDULERS[request.scheduler][0].order  # a second-order scheduler makes two a step
+    kept = len(TENSORS) * config.latent_channels * latents * 4 * turns + MEGABYTES * 2**20 if on_cpu else 0
     return max(decoder, attention) + kept
 
 

@@ -165,8 +165,9 @@ def test_exactly_n_steps():
 
 
 def test_no_step_left_is_said(toy):
-    with pytest.raises(ValueError, match="none of 20 steps runs"):
-        end(toy, Request("a dog", steps=20, source=Source(picture(), 0.04)))
+    for scheduler in ALL:
+        with pytest.raises(ValueError, match="none of 20 steps runs"):
+            end(toy, Request("a dog", steps=20, scheduler=scheduler, source=Source(picture(), 0.04)))
 
 
 # --- inpainting ---------------------------------------------------------------------------------------------------------------
@@ -200,6 +201,9 @@ def test_fills(toys):
         assert end(sd, Request("a dog", steps=4, source=source)).isfinite().all()
     blurred = conditioning.filled(Inpaint(picture(), 0.5, mask=hole(), fill="blur"))
     assert not torch.equal(blurred, picture().tensor()) and blurred.abs().max() <= 1
+    almost = np.full((64, 64), 255, np.uint8)
+    almost[0, 0] = 0  # one known pixel fills all the rest
+    assert conditioning.filled(Inpaint(picture(), 0.5, mask=Pixels.of(almost), fill="blur")).isfinite().all()
     everything = Pixels.of(np.full((64, 64), 255, np.uint8))
     assert conditioning.filled(Inpaint(picture(), 0.5, mask=everything, fill="blur")).isfinite().all()
 
@@ -356,6 +360,7 @@ WRONG = [
     (lambda: Inpaint(picture(), mask=hole(), fill="magic"), "choose one of original, noise, blur"),
     (lambda: Inpaint(picture(), mask=hole(), blur=65), "from 0 to 64"),
     (lambda: Inpaint(picture(), mask=hole(), canvas=picture(128, 128)), "both must be of one size"),
+    (lambda: Depth(picture(), 0.8, picture()), "one number a pixel"),
     (lambda: Upscale(picture(), noise_level=351), "from 0 to 350"),
     (lambda: Upscale(picture(), noise_level=2.5), "from 0 to 350"),
     (lambda: Upscale(picture(), strength=0.5), "leave it at 1"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import toy_model
 
 from core import forward, latents, schedulers
 from core.sampling import Request, denoise
@@ -37,6 +38,11 @@ def test_the_guess_is_the_noisy_latents_without_the_noise_it_found(toy, z):
     guess = forward.guess(toy, Request("a dog", seed=2, interval=(3, 5)), z, 300, bar)
     assert torch.allclose(bar**0.5 * guess.x0 + (1 - bar) ** 0.5 * guess.eps, guess.x, atol=1e-5)
     assert torch.allclose(bar**0.5 * z + (1 - bar) ** 0.5 * guess.true, guess.x, atol=1e-6)
+
+
+def test_a_model_that_sees_more_than_latents_is_not_asked(z):
+    with pytest.raises(ValueError, match="sees more than latents"):
+        forward.guess(toy_model(kind="depth"), Request("a dog"), z, 300, 0.5)
 
 
 def test_the_trained_model_finds_most_of_the_noise_in_a_picture(emoji):

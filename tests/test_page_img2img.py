@@ -28,11 +28,6 @@ def said(p) -> str:
     return p.locator("#img2img .said").inner_text()
 
 
-def settled(p) -> None:
-    p.wait_for_selector("#img2img-viewer .viewer[data-kind=live]", **WAIT)
-    p.wait_for_selector("#img2img-viewer .viewer[data-kind=run]", **WAIT)
-
-
 def test_strength_is_followed_before_any_run_and_asks_nobody(tab, emoji):
     p = tab.page
     assert "nothing is cut off" in p.locator("#img2img-note").inner_text()
@@ -46,7 +41,7 @@ def test_strength_is_followed_before_any_run_and_asks_nobody(tab, emoji):
         assert f"t = {plan.level.t:.0f} on" in said(p)
         share = re.search(r"\d+", p.locator("#img2img .share .signal").inner_text())[0]
         assert int(share) == round(100 * plan.level.alpha_bar)
-        assert f"= {plan.start}\n" in p.locator("#img2img code").text_content()
+        assert f"= {plan.start}, t = {plan.level.t:.0f}" in p.locator("#img2img code").text_content()
         seen.add(p.locator("#img2img .x canvas").evaluate("canvas => canvas.toDataURL()"))
     assert len(seen) == 4, "the noised picture follows"
     p.locator("#img2img .schedule i").nth(15).click()
@@ -65,8 +60,7 @@ def test_a_run_its_row_and_the_way_on(tab):
     p = tab.page
     tab.set("img2img-steps", 4)
     p.locator("#img2img-go").click()
-    settled(p)
-    assert "2 steps in" in p.locator("#img2img-viewer .said").inner_text()
+    p.wait_for_selector("#img2img-viewer .said >> text=2 steps in", **WAIT)
     assert "strength 0.5 made of it" in p.locator("#img2img-about").inner_text()
     p.locator("#img2img-strengths textarea, #img2img-strengths input").first.fill("0, 0.3, 0.8")
     p.locator("#img2img-draw-row").click()
@@ -156,3 +150,5 @@ def test_nothing_sticks_out(visit, look):
         e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 120))"""
     )
     assert not cut
+    sizes = p.locator("#img2img .mix canvas").evaluate_all("all => all.map(e => e.getBoundingClientRect().width)")
+    assert len(sizes) == 3 and min(sizes) > 60, "the pictures keep their size"

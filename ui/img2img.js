@@ -121,8 +121,9 @@ function code(strength, start, here) {
   const times = card.order > 1 ? " * scheduler.order" : "";
   $("code").textContent = [
     `steps, strength = ${card.steps}, ${strength}`,
-    `start_step = steps - int(steps * strength)  # ${card.steps} - int(${card.steps} * ${strength}) = ${start}`,
-    `x = scheduler.add_noise(z, noise, timesteps[[start_step${times}]])  # t = ${digits(here[0], 0)}`,
+    `start_step = steps - int(steps * strength)`,
+    `# ${card.steps} - int(${card.steps} * ${strength}) = ${start}, t = ${digits(here[0], 0)}`,
+    `x = scheduler.add_noise(z, noise, timesteps[[start_step${times}]])`,
     `for i, t in enumerate(timesteps):`,
     `    if i >= start_step${times}:`,
     `        ...`,

@@ -2148,6 +2148,14 @@ REFUSALS = [
         r"The model (\S+) has no depth estimator; choose a depth model\.",
         "モデル {0} には深度推定器がありません。深度モデルを選んでください。",
     ),
+    (
+        r"The depth map is no map of one number a pixel; give a grey picture, or none\.",
+        "深度マップが、1 画素に 1 つの数の図ではありません。グレーの画像を渡すか、何も渡さないでください。",
+    ),
+    (
+        r"The model (\S+) has no low_res_scheduler, so no noise for the small picture; choose an upscaler\.",
+        "モデル {0} には low_res_scheduler がなく、小さい画像にノイズを加えられません。超解像モデルを選んでください。",
+    ),
 ]
 
 
