@@ -297,6 +297,7 @@ def start_inpaint(sd: StableDiffusion, source: Inpaint, scheduler: Any, first: i
         x = scheduler.add_noise(torch.where(mask > 0, hole, z), noise, t)
 
     def restore(x_next: Tensor, t_next: Tensor | None) -> Tensor:
+        assert z is not None  # a plain UNet's always is
         kept = z if t_next is None else scheduler.add_noise(z, noise, t_next[None])
         return (1 - mask) * kept + mask * x_next
 
