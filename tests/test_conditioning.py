@@ -44,7 +44,7 @@ def source_of(kind: str, strength: float, size: int = 64) -> Source:
         return Inpaint(picture(size, size), strength, mask=hole(size, size))
     if kind == "depth":
         return Depth(picture(size, size), strength)
-    return Upscale(picture(size, size), noise_level=int(100 * strength))
+    return Upscale(picture(size // 4, size // 4), noise_level=int(100 * strength))  # its latents are as large as the picture
 
 
 def pipeline_latents(sd, request: Request) -> torch.Tensor:
