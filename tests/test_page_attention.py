@@ -74,19 +74,20 @@ def test_look_scrub_and_read_the_recorded_numbers(visit, page_example):
 def test_paint_a_mask_take_the_map_as_one_and_compare(visit):
     from PIL import Image
 
-    _, p = opened(visit)
+    page, p = opened(visit)
     p.locator(".duel summary").click()
     p.wait_for_selector(".hand img[src^=data]", timeout=20_000)
     png = Image.open(io.BytesIO(base64.b64decode(p.locator(".keep").get_attribute("href").split(",")[1])))
     assert png.size == (128, 128) and set(np.unique(np.asarray(png))) == {0, 255}
     p.locator(".take").click()
-    p.wait_for_selector("text=is kept for inpainting", timeout=20_000)
+    p.wait_for_selector("#tab_inpaint", timeout=20_000)  # it lies on the picture there
+    page.open("tab_attention")
 
     paint(p)
     assert re.search(r"IoU [01]\.\d\d", p.locator(".best").inner_text())
     assert p.locator(".row-names span").count() == 8, "all layers and each"
     p.locator(".go-best").click()
-    p.locator(".undo").click()
+    p.locator(".microscope .undo").click()
     p.wait_for_selector(".scores", state="hidden", timeout=20_000)
 
     p.locator(".pair summary").click()
