@@ -159,7 +159,7 @@ def test_many_scales_share_what_they_can(toy):
 
 
 def test_a_batch_must_share_its_steps(toy):
-    with pytest.raises(ValueError, match="differ in size, scheduler or steps"):
+    with pytest.raises(ValueError, match="differ in size, scheduler, steps"):
         next(denoise_many(toy, [Request("a", steps=3), Request("a", steps=4)]))
 
 
