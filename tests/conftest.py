@@ -1,6 +1,5 @@
 """Toy models of the real classes, and the embedded one. Nothing here is a mock: a mock would only confirm what we believe already."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -252,11 +251,8 @@ class Page:
         self.page.wait_for_selector(".viewer[data-kind=run]", timeout=120_000)
 
     def started(self) -> None:
-        """Seen going on; a run of a few steps may have come and gone between two looks."""
-        from playwright.sync_api import TimeoutError as NotSeen
-
-        with contextlib.suppress(NotSeen):
-            self.page.wait_for_selector(".viewer[data-kind=live]", timeout=10_000)
+        """Seen going on: ask for a dozen steps at least, as fewer can come and go between two looks."""
+        self.page.wait_for_selector(".viewer[data-kind=live]", timeout=60_000)
 
     def set(self, control: str, value: object) -> None:
         self.page.locator(f"#{control} input").first.fill(str(value))

@@ -141,7 +141,7 @@ def test_a_loss_guides_a_run(visit, tmp_path_factory):
 def test_a_run_with_w_1_says_what_is_missing(visit):
     page = visit()
     page.set("guidance", 1)
-    page.set("steps", 4)
+    page.set("steps", 20)
     page.page.locator("#run").click()
     page.started()
     page.finished()
