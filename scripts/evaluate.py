@@ -23,7 +23,6 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from judge import FOLDER, Judge, Verdict, load_judge
 from scenes import STYLES, Spec, caption, compose, sample_spec
 from train_classifier import through_vae
 from train_vae import pictures, psnr, to_tensor
@@ -31,6 +30,7 @@ from training import MODELS, device
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only, and core/ is beside that
 from core import attention, latents, models, text
+from core.judge import FOLDER, Judge, Verdict, load_judge
 
 TIMESTEPS = (200, 300, 400, 500, 600)  # noise at which the attention maps are read: shapes are settled, details are not
 COLUMNS = {  # name in the table -> what it is a share of, for the footnotes
@@ -273,7 +273,7 @@ def main() -> None:
     args = ask.parse_args()
 
     folder = MODELS / args.model
-    judge, stamp = load_judge(), fingerprint(folder)
+    judge, stamp = load_judge(device=device()), fingerprint(folder)
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)

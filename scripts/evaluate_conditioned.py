@@ -14,6 +14,8 @@ Writes evaluation.json into each model's folder.
 import argparse
 import json
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,10 +31,12 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from judge import load_judge
 from scenes import OBJECTS, caption, compose, sample_spec, with_article
 from train_vae import to_tensor
 from training import MODELS, device
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only, and core/ is beside that
+from core.judge import load_judge
 
 STEPS, GUIDANCE = 20, 4.0
 MARGIN = 0.06  # of the side, that a mask is larger than the object under it
@@ -59,7 +63,7 @@ def box_around(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 @torch.no_grad()
 def inpaint(count: int, batch: int) -> dict:
-    pipe, judge, rng = opened(StableDiffusionInpaintPipeline, "emoji-inpaint"), load_judge(), random.Random(41)
+    pipe, judge, rng = opened(StableDiffusionInpaintPipeline, "emoji-inpaint"), load_judge(device=device()), random.Random(41)
     side, jobs = pipe.unet.config.sample_size * pipe.vae_scale_factor, []
     while len(jobs) < count:
         spec = sample_spec(rng, "test", rng.choice(["alone", "left of", "above"]))

@@ -1,4 +1,4 @@
-"""Trains the judge of generated pictures (judge.py) on composed scenes, and measures it on scenes it has not seen.
+"""Trains the judge of generated pictures (core/judge.py) on composed scenes, and measures it on scenes it has not seen.
 
     python scripts/train_classifier.py --minutes 12   # resumes by itself; stops by itself; wants assets/models/emoji/vae
 
@@ -8,19 +8,27 @@ objects (the masks are known), of background and of style, and of each object's 
 """
 
 import argparse
+import json
 import random
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
 from torch import Tensor
 
-from judge import GRID, NAMES, SIDE, Judge, Verdict, new_judge, save_judge
-from scenes import BACKGROUNDS, HELD_OUT, STYLES, Spec, compose, sample_spec
+from scenes import BACKGROUNDS, HELD_OUT, OBJECTS, STYLES, Spec, compose, sample_spec
 from train_vae import to_tensor
 from training import MODELS, device, train_loop
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only, and core/ is beside that
+from core.judge import FOLDER, GRID, SIDE, Judge, Verdict
+
+NAMES = [*OBJECTS, *HELD_OUT]
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,21 @@ def told(shares: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
 
 
+def save_judge(judge: Judge, accuracy: dict[str, float], folder: Path = FOLDER) -> None:
+    """Half precision: under 3 MB. The names go with it, so that a judge means the same when scenes.py changes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
+    save_file({k: v.contiguous().cpu() for k, v in state.items()}, folder / "model.safetensors")
+    config = {
+        "names": judge.names,
+        "backgrounds": judge.backgrounds,
+        "styles": judge.styles,
+        "width": judge.width,
+        "accuracy": accuracy,  # on unseen real scenes, see accuracy()
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--minutes", type=float, default=12, help="this call stops after so long, composing the scenes not counted")
@@ -142,7 +165,7 @@ def main() -> None:
     args = ask.parse_args()
 
     torch.manual_seed(0)
-    judge = new_judge().to(device(), memory_format=torch.channels_last).train()
+    judge = Judge(NAMES, list(BACKGROUNDS), STYLES).to(device(), memory_format=torch.channels_last).train()
     train, unseen = lessons(args.scenes, seed=11), lessons(args.unseen, seed=12)
     folder = MODELS / args.model / "vae"
     vae = AutoencoderKL.from_pretrained(folder).to(device()).eval() if folder.exists() else None

@@ -3,8 +3,8 @@
     judge = load_judge()
     verdict = judge(pictures)  # (B, 3, H, W) in [-1, 1], any square size -> Verdict
 
-It measures generated pictures (evaluate.py) and is trained on composed scenes alone (train_classifier.py). It knows the held-out
-subjects too, so that DreamBooth's pictures can be judged by it.
+It measures generated pictures (scripts/evaluate.py) and is trained on composed scenes alone (scripts/train_classifier.py). It knows the
+held-out subjects of the DreamBooth lessons too, which no embedded model has seen.
 """
 
 import json
@@ -13,16 +13,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from scenes import BACKGROUNDS, HELD_OUT, OBJECTS, STYLES
-from training import MODELS, device
+from core.catalog import MODELS
 
 FOLDER = MODELS / "judge"
 SIDE = 128  # every picture is brought to this side first
 GRID = 8  # cells a side of the location map
-NAMES = [*OBJECTS, *HELD_OUT]
 
 
 @dataclass(frozen=True)
@@ -109,27 +107,9 @@ def _mean(maps: Tensor, weight: Tensor) -> Tensor:
     return (maps * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-3)
 
 
-def new_judge() -> Judge:
-    return Judge(NAMES, list(BACKGROUNDS), STYLES)
-
-
-def save_judge(judge: Judge, accuracy: dict[str, float], folder: Path = FOLDER) -> None:
-    """Half precision: under 3 MB. The names go with it, so that a judge means the same when scenes.py changes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
-    save_file({k: v.contiguous().cpu() for k, v in state.items()}, folder / "model.safetensors")
-    config = {
-        "names": judge.names,
-        "backgrounds": judge.backgrounds,
-        "styles": judge.styles,
-        "width": judge.width,
-        "accuracy": accuracy,  # on unseen real scenes, see train_classifier.accuracy
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-
-
-def load_judge(folder: Path = FOLDER) -> Judge:
+def load_judge(folder: Path = FOLDER, device: str | torch.device = "cpu") -> Judge:
+    """The judge as it was trained, on a device."""
     config = json.loads((folder / "config.json").read_text())
     judge = Judge(config["names"], config["backgrounds"], config["styles"], config["width"])
     judge.load_state_dict(load_file(folder / "model.safetensors"))
-    return judge.to(device()).eval().requires_grad_(False)
+    return judge.to(device).eval().requires_grad_(False)
