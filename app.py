@@ -19,7 +19,8 @@ from core.catalog import CATALOG, role_of
 from core.engine import LocalEngine
 from core.models import StableDiffusion
 from core.trace import Trace
-from ui import common
+from core.trainings import Trainings
+from ui import common, trained
 
 HOST = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # Hugging Face Spaces sets it
 STYLE = Path(__file__).parent / "assets" / "style.css"
@@ -42,8 +43,8 @@ def make_engine(extra: list[str], download: bool = False) -> tuple[LocalEngine, 
     return LocalEngine(load, roles), next(name for name, role in roles.items() if role == "base")
 
 
-def make_app(engine: LocalEngine, default: str, example: Path = common.EXAMPLE) -> gr.Blocks:
-    """The page, ready to launch with **LAUNCH."""
+def make_app(engine: LocalEngine, default: str, example: Path = common.EXAMPLE, trainings: Trainings | None = None) -> gr.Blocks:
+    """The page, ready to launch with **LAUNCH. trainings: those of this machine, if it is not told of others."""
     with gr.Blocks(title="Inside Stable Diffusion", fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         model, owner = common.header(engine, default, demo)
         first = Trace.open(example) if example.exists() else None
@@ -52,9 +53,11 @@ def make_app(engine: LocalEngine, default: str, example: Path = common.EXAMPLE) 
             gr.State(None),
             gr.State(None),
             gr.State(None),
-        )  # here: Gradio counts what stands among the tabs as tabs
+        )
+        news = gr.State(None)  # here: Gradio counts what stands among the tabs as tabs
         with gr.Tabs(elem_id="tabs") as tabs:
-            shared = common.Shared(engine, default, model, owner, first, *states, tabs)
+            shared = common.Shared(engine, default, model, owner, first, *states, tabs, trainings or Trainings(), news)
+            trained.follow(shared, model, ["base"], default)
             for tab in ui.TABS:
                 with gr.Tab(common.i18n(tab.TITLE), id=tab.TITLE, elem_id=tab.TITLE) as place:
                     tab.build(shared, place)
@@ -114,7 +117,10 @@ def main() -> None:
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     arguments = parser.parse_args()
 
-    engine, default = make_engine(arguments.model, arguments.download)
+    try:
+        engine, default = make_engine(arguments.model, arguments.download)
+    except ValueError as error:  # a folder that is no model
+        parser.error(str(error))
     threading.Thread(target=warm, args=(engine, default), daemon=True).start()
     demo = make_app(engine, default)
     demo.launch(server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open, **LAUNCH)

@@ -143,11 +143,26 @@ CATALOG = {
 
 
 def role_of(name: str) -> str:
-    """What a model is for, one of ROLES' values: as the catalogue says, or a local folder's UNet; of others, base is assumed."""
+    """What a model is for, one of ROLES' values: as the catalogue says, or as the UNet of a folder or of a Hub id on disk does.
+
+    A Hub id that is not on disk yet counts as base; once it was fetched, the next start knows better. Raises ValueError for a UNet whose
+    config cannot be read, or that is of no role.
+    """
     if name in CATALOG:
         return CATALOG[name].role
-    config = Path(name).expanduser() / "unet" / "config.json"
-    return ROLES.get(json.loads(config.read_text()).get("in_channels"), "base") if config.is_file() else "base"
+    try:
+        folder = resolve(name, fetch=False).folder
+    except ValueError:
+        if Path(name).expanduser().is_dir():
+            raise
+        return "base"  # whoever asks for it is told why it is not here
+    try:
+        return ROLES[json.loads((folder / "unet" / "config.json").read_text())["in_channels"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"The model {name} cannot be used: its unet/config.json is missing, damaged, or of no kind of Stable Diffusion "
+            f"(in_channels: one of {', '.join(map(str, ROLES))}); fetch it again or leave it out."
+        ) from error
 
 
 def _missing(folder: Path) -> list[str]:

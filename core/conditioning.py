@@ -27,10 +27,10 @@ from PIL import Image
 from torch import Tensor
 
 from core import depth, latents, schedulers
+from core.catalog import ROLES
 from core.models import StableDiffusion
 
 FILLS = ("original", "noise", "blur")  # what the hole of an inpainting starts from
-CHANNELS = {4: "img2img", 9: "inpaint", 5: "depth", 7: "upscale"}  # of a UNet's input -> what it takes
 MAX_NOISE_LEVEL = 350  # of the real x4 upscaler's training
 
 
@@ -305,11 +305,12 @@ def start_inpaint(sd: StableDiffusion, source: Inpaint, scheduler: Any, first: i
 
 
 def check_model(sd: StableDiffusion, source: Source | None) -> None:
-    made_for = CHANNELS.get(sd.unet.config.in_channels, "something else")
-    kind = "img2img" if source is None else source.KIND
-    if kind != made_for and not (kind == "inpaint" and made_for == "img2img"):  # a plain UNet can inpaint, the legacy way
-        what = "words alone" if source is None else kind
-        raise ValueError(f"The model {sd.name} was made for {made_for}, not for {what}; choose another in this tab's menu.")
+    role = ROLES.get(sd.unet.config.in_channels, "something else")
+    kind = "words alone" if source is None else source.KIND
+    roles = {"words alone": ("base",), "img2img": ("base",), "inpaint": ("inpaint", "base")}  # a plain UNet can, the legacy way
+    if role not in roles.get(kind, (kind,)):
+        made_for = "words and img2img" if role == "base" else role
+        raise ValueError(f"The model {sd.name} was made for {made_for}, not for {kind}; choose another in this tab's menu.")
 
 
 def latent_mask(sd: StableDiffusion, source: Inpaint) -> Tensor:

@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 KEPT_PER_OWNER = 8  # finished runs that a person can come back to
 KEPT_BYTES = 2 * 2**30  # finished runs in all: some 300 of the embedded model's
-LOADED = 3  # models in memory, beside the embedded ones
+LOADED = 3  # models in memory, beside the embedded ones; and as many private ones
+OFFERED_PER_OWNER = 24  # private models that a person can choose from
 WAITING_PER_OWNER = 3
 WAITING = 60
 ENDED = ("done", "stopped", "failed")
@@ -87,6 +88,15 @@ class Job:
         return self.trace is None and not self.values
 
 
+@dataclass(frozen=True)
+class Private:
+    """A model that one person trained, and that nobody else sees."""
+
+    role: str  # one of catalog.ROLES
+    load: Callable[[], StableDiffusion]
+    owner: str
+
+
 class LocalEngine:
     """Runs jobs in this process, on one device.
 
@@ -99,8 +109,9 @@ class LocalEngine:
     ):
         self._load = load
         self.allowed: dict[str, str] = dict(allowed) if isinstance(allowed, Mapping) else dict.fromkeys(allowed, "base")
-        self._models: dict[str, StableDiffusion] = {}
-        self._loading = threading.Lock()
+        self._private: OrderedDict[str, Private] = OrderedDict()  # oldest offer first
+        self._models: OrderedDict[str, StableDiffusion] = OrderedDict()  # the one used last stands last
+        self._loading = threading.RLock()  # a private model's load asks for the model that it grew from
         self._jobs: OrderedDict[str, Job] = OrderedDict()  # oldest first
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # owner -> jobs; the first owner is next
         self._changed = threading.Condition()
@@ -208,21 +219,63 @@ class LocalEngine:
 
     def model(self, name: str) -> StableDiffusion:
         """The loaded model; the first call loads it, later ones wait for that or return at once. For reading, not for running."""
-        if name not in self.allowed:
-            raise ValueError(f"There is no model {name[:40]!r} in this app; choose one of {', '.join(self.allowed)}.")
-        if (sd := self._models.get(name)) is not None:  # without the lock: another model may be loading for a while
-            return sd
+        with self._changed:
+            if name not in self.allowed and name not in self._private:
+                raise self._unknown(name)
+            if (sd := self._models.get(name)) is not None:  # not waiting for `_loading`: another model may be loading for a while
+                self._models.move_to_end(name)
+                return sd
         with self._loading:
-            if name not in self._models:
-                large = [loaded for loaded in self._models if loaded not in EMBEDDED]
-                if len(large) >= LOADED and name not in EMBEDDED:
-                    del self._models[large[0]]  # the one loaded first; whoever still reads it keeps it
-                self._models[name] = self._load(name)
-            return self._models[name]
+            with self._changed:
+                private, sd = self._private.get(name), self._models.get(name)
+            if sd is None:
+                if private is None and name not in self.allowed:  # withdrawn while we waited
+                    raise self._unknown(name)
+                self._make_room(name)
+                sd = private.load() if private else self._load(name)
+                with self._changed:
+                    if private is self._private.get(name):  # not offered anew meanwhile
+                        self._models[name] = sd
+            return sd
 
-    def for_role(self, role: str) -> list[str]:
-        """The allowed models for one of catalog.ROLES."""
-        return [name for name, its in self.allowed.items() if its == role]
+    def _make_room(self, name: str) -> None:
+        """Lets go of the model of its kind, private or not, that was used least recently; whoever still reads it keeps it."""
+        with self._changed:
+            kind = [one for one in self._models if one not in EMBEDDED and (one in self._private) == (name in self._private)]
+            if len(kind) >= LOADED and name not in EMBEDDED:
+                del self._models[kind[0]]
+
+    def check(self, name: str, owner: str | None = None) -> None:
+        """Raises ValueError if this is no model of everyone's, nor this owner's own."""
+        with self._changed:
+            if name not in self.allowed and (name not in self._private or self._private[name].owner != owner):
+                raise self._unknown(name)
+
+    def _unknown(self, name: str) -> ValueError:
+        return ValueError(f"There is no model {str(name)[:40]!r} in this app; choose one of {', '.join(self.allowed)}.")
+
+    def offer(self, name: str, role: str, load: Callable[[], StableDiffusion], owner: str) -> None:
+        """Adds a model that this owner alone can choose and run. load is called on first use; offering a name again replaces it.
+        Of too many of one owner's, the oldest goes."""
+        with self._changed:
+            if name in self.allowed or (name in self._private and self._private[name].owner != owner):
+                raise ValueError(f"The name {name[:40]!r} is taken; choose another.")
+            self.withdraw(name)
+            self._private[name] = Private(role, load, owner)
+            for old in [n for n, its in self._private.items() if its.owner == owner][:-OFFERED_PER_OWNER]:
+                self.withdraw(old)
+
+    def withdraw(self, name: str) -> None:
+        """Takes a private model away; one that is not there is none to take."""
+        with self._changed:
+            if self._private.pop(name, None):
+                self._models.pop(name, None)
+
+    def for_role(self, role: str, owner: str | None = None) -> list[str]:
+        """The models for one of catalog.ROLES: those of everyone, then this owner's own, newest first."""
+        with self._changed:
+            own = [name for name, its in self._private.items() if its.role == role and its.owner == owner]
+            return [name for name, its in self.allowed.items() if its == role] + own[::-1]
 
     def loaded(self, name: str) -> StableDiffusion | None:
         """The model if it is in memory already, else None; never loads, never waits."""
@@ -244,6 +297,8 @@ class LocalEngine:
             with suppress(ValueError):
                 self.cancel(job_id)
             self._drop(job_id)
+        for name in [name for name, its in list(self._private.items()) if its.owner == owner]:
+            self.withdraw(name)
 
     def close(self) -> None:
         """Stops the worker at its next step. Jobs that wait are stopped."""
@@ -260,9 +315,8 @@ class LocalEngine:
     # --- the worker -----------------------------------------------------------------------------------------------------------
 
     def _queue(self, owner: str, model: str, kind: str, **what: object) -> str:
-        if model not in self.allowed:
-            raise ValueError(f"There is no model {str(model)[:40]!r} in this app; choose one of {', '.join(self.allowed)}.")
         with self._changed:
+            self.check(model, owner)
             if self._closed:
                 raise ValueError("The app is closing; start it again to draw.")
             mine = self._waiting.setdefault(owner, deque())

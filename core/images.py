@@ -17,6 +17,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MEGAPIXELS = 25
 SHORTEST = 64  # pixels
 ASPECT = 4  # long side / short side
+LONGEST = 1024  # pixels, of what a run draws
 SCANS = 50  # a progressive JPEG has about ten; 40 bytes more are a scan more, and of 25 megapixels it takes 20 ms
 SETTINGS = "inside-stable-diffusion"  # the PNG text chunk that our own pictures carry
 
@@ -188,9 +189,9 @@ def fit(image: Image.Image, side: int, multiple: int = 8) -> Image.Image:
 
 
 def size_for(image: Image.Image, side: int, multiple: int = 8) -> tuple[int, int]:
-    """The size (width, height) at which a model of `side` x `side` pixels works on a picture: as many pixels in all, the picture's own
-    shape, each side a multiple of `multiple`."""
-    scale = side / (image.width * image.height) ** 0.5
+    """The size (width, height) at which a model of `side` x `side` pixels works on a picture: as many pixels in all, or as many as a long
+    side of 1024 leaves; the picture's own shape, each side a multiple of `multiple`."""
+    scale = min(side / (image.width * image.height) ** 0.5, LONGEST / max(image.size))
     width, height = (max(round(length * scale / multiple), 1) * multiple for length in image.size)
     return width, height
 

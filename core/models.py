@@ -7,20 +7,23 @@ vae           pictures (B, 3, H, W) <-> latents (B, 4, H / 8, W / 8)
 scheduler     only its config: each run makes a scheduler of its own
 """
 
+import copy
 import hashlib
 import json
 import logging
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoImageProcessor, CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
-from core import attention, catalog
+from core import attention, catalog, checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -169,4 +172,70 @@ def load(
         depth_estimator=estimator,
         depth_processor=processor,
         low_res_config=low_res,
+    )
+
+
+# --- what was trained ---------------------------------------------------------------------------------------------------------------
+
+
+def adapted(sd: StableDiffusion, checkpoint: Path, strength: float = 1.0) -> StableDiffusion:
+    """A model of its own with what a training has learned (core/dreambooth.py): copies of UNet and text encoder, the adapter fused in.
+
+    checkpoint: a folder step_000050 of a training of this model. strength: 0 = sd's own weights .. 1 = the trained ones, a straight line
+    between; of an adapter up to 2. Raises ValueError if the checkpoint is not whole.
+    """
+    if not 0 <= strength <= 2:
+        raise ValueError(f"The strength is {strength:g}; it must be a number from 0 to 2.")
+    if not checkpoints.whole(checkpoint):
+        raise ValueError(f"The checkpoint of step {checkpoints.step_of(checkpoint)} is damaged; choose another.")
+    weights, scale = trained_weights(checkpoint)
+    made = with_weights(sd, weights, scale, strength)
+    revision = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()[:12]
+    return replace(made, name=adapted_name(checkpoint, strength), source=f"DreamBooth on {sd.source}", revision=revision)
+
+
+def adapted_name(checkpoint: Path, strength: float = 1.0) -> str:
+    """dreambooth-<8 signs of the training's id>-<step>, and the strength where it is not 1."""
+    name = f"dreambooth-{checkpoint.resolve().parent.parent.name[:8]}-{checkpoints.step_of(checkpoint)}"
+    return name if strength == 1 else f"{name}-{strength:g}"
+
+
+def trained_weights(checkpoint: Path) -> tuple[dict[str, Tensor], float]:
+    """A checkpoint's weights, and alpha / rank of an adapter (1 where all weights were trained)."""
+    with safe_open(checkpoints.weights_of(checkpoint), "pt") as file:
+        about = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        weights = {key.replace("text_encoder.text_model.", "text_encoder."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, as this is no dict
+    return weights, about["unet.lora_alpha"] / about["unet.r"] if about else 1.0
+
+
+@torch.no_grad()
+def with_weights(sd: StableDiffusion, weights: Mapping[str, Tensor], scale: float, strength: float = 1.0) -> StableDiffusion:
+    """sd with other weights, in copies: "unet.<name>" or "text_encoder.<name>" is a weight itself, with .lora_A.weight and .lora_B.weight
+    at its end an adapter's halves: W + strength * scale * B A (Hu et al. 2022, eq. 3)."""
+    parts: dict[str, Any] = {}
+    for part in ("unet", "text_encoder"):
+        if not any(key.startswith(f"{part}.") for key in weights):
+            continue
+        parts[part] = copy.deepcopy(getattr(sd, part))
+        for name, own in parts[part].named_parameters():
+            key = f"{part}.{name.removeprefix('text_model.')}"  # which transformers puts before a text encoder's names, or not
+            new = weights.get(key)
+            a, b = (weights.get(f"{key.removesuffix('weight')}lora_{half}.weight") for half in "AB")
+            if new is not None:
+                own.copy_(torch.lerp(own.float(), new.to(own.device).float(), strength))
+            elif a is not None and b is not None:  # a convolution's halves are kernels, and B's is 1 x 1
+                change = (b.to(own.device).float().flatten(1) @ a.to(own.device).float().flatten(1)).view_as(own)
+                own.copy_(own.float() + strength * scale * change)
+    return replace(sd, **parts)
+
+
+def on(sd: StableDiffusion, device: torch.device) -> StableDiffusion:
+    """sd itself, or a copy on another device, in the precision that is right there."""
+    if sd.device == device:
+        return sd
+    dtype, why = choose_dtype(device)
+    parts = {name: copy.deepcopy(getattr(sd, name)).to(device, dtype) for name in ("text_encoder", "unet")}
+    vae: Any = copy.deepcopy(sd.vae)
+    return replace(
+        sd, **parts, vae=vae.to(device), preview=sd.preview.to(device), device=device, dtype=dtype, why=f"{device.type}, {why}"
     )

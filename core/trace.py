@@ -109,6 +109,7 @@ class Trace:
     @property
     def nbytes(self) -> int:
         kept = sum(v.nbytes for s in self.steps for n in TENSORS if (v := getattr(s, n)) is not None)
+        kept += self.steps[0].channels.nbytes if self.steps and self.steps[0].channels is not None else 0  # all steps share them
         kept += sum(len(p.data) for p in pixels_of(self.request.source).values())
         return kept + self.attention_bytes + (0 if self.picture is None else self.picture.nbytes)
 

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -61,8 +62,9 @@ INDEX = {
 
 
 def build_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=[32, 64, 96],
+    """Grown from the base model's VAE, which has one level more: what its outer levels know of edges and flat colour holds at any size."""
+    vae = AutoencoderKL(
+        block_out_channels=[32, 48, 96],
         down_block_types=["DownEncoderBlock2D"] * 3,
         up_block_types=["UpDecoderBlock2D"] * 3,
         layers_per_block=1,
@@ -72,6 +74,15 @@ def build_vae() -> AutoencoderKL:
         scaling_factor=SCALING,
         mid_block_add_attention=False,  # over 128 x 128 positions it would cost more than all the rest
     )
+    base = AutoencoderKL.from_pretrained(MODELS / "emoji" / "vae").state_dict()
+    known = {re.sub(r"(?<=decoder.up_blocks.)\d", lambda m: str(int(m[0]) - 1), name): value for name, value in base.items()}
+    own = vae.state_dict()
+    fits = {n: v for n, v in known.items() if n in own and v.shape == own[n].shape and "quant" not in n}
+    vae.load_state_dict(own | fits)
+    for half in (vae.encoder, vae.decoder):  # the new middle begins as passing on what it is given
+        for block in half.mid_block.resnets:
+            nn.init.zeros_(block.conv2.weight)
+    return vae
 
 
 def build_unet(width: int) -> UNet2DConditionModel:

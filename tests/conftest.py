@@ -14,10 +14,11 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
-from core import attention, catalog, conditioning, models, schedulers
+from core import attention, catalog, models, schedulers
 from core.engine import LocalEngine
 from core.models import StableDiffusion
 from core.sampling import Request
+from core.trainings import Trainings
 from ui import texts
 
 BETAS = {
@@ -37,7 +38,7 @@ def toy_tokenizer() -> CLIPTokenizer:
 
 def toy_model(*, heads=2, linear=False, prediction_type="epsilon", text_width=16, seed=0, kind="img2img") -> StableDiffusion:
     torch.manual_seed(seed)
-    channels = {kind: count for count, kind in conditioning.CHANNELS.items()}[kind]
+    channels = next(count for count, role in catalog.ROLES.items() if role == ("base" if kind == "img2img" else kind))
     tokenizer = toy_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -201,10 +202,18 @@ def page_example(page_engine, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def address(page_engine, page_example):
+def page_trainings(tmp_path_factory):
+    made = Trainings(tmp_path_factory.mktemp("trainings"))
+    yield made
+    for settings in made.home.glob("*/settings.json"):  # none goes on after the tests
+        made.forget(settings.parent.name, None)
+
+
+@pytest.fixture(scope="session")
+def address(page_engine, page_example, page_trainings):
     import app
 
-    demo = app.make_app(page_engine, "emoji", page_example)
+    demo = app.make_app(page_engine, "emoji", page_example, page_trainings)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
     yield url
     demo.close()

@@ -93,17 +93,18 @@ def differ(a, b) -> float:
 def toys():
     """A toy of each kind, and of each a second with SD 2's traits."""
     made = {}
-    for kind in conditioning.CHANNELS.values():
+    for kind in conditioning.KINDS:
         made[kind] = toy_model(kind=kind)
         made[kind, "sd2"] = toy_model(kind=kind, heads=(2, 4), linear=True, prediction_type="v_prediction", text_width=32, seed=1)
     return made
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
+@pytest.mark.parametrize("strength", [0.4, 0.7, 1.0])
 @pytest.mark.parametrize("scheduler", ALL)
 @pytest.mark.parametrize(("kind", "model"), [*((k, k) for k in conditioning.KINDS), ("inpaint", "img2img")])
 def test_equals_the_pipeline(toys, kind, model, scheduler, strength):
-    request = Request("a dog", "a cat", 3, 7, 3.0, scheduler, source=source_of(kind, strength))
+    # Of five steps two, three or all run: enough for LMS and PNDM to reckon with all the predictions that they remember.
+    request = Request("a dog", "a cat", 3, 5, 3.0, scheduler, source=source_of(kind, strength))
     for sd in [toys[model], toys[model, "sd2"]] if strength == 0.7 else [toys[model]]:
         assert differ(end(sd, request), pipeline_latents(sd, request)) <= 1e-5
 

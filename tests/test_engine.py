@@ -24,7 +24,7 @@ def engine(toy):
 
 
 def ask(k: int) -> Request:
-    return Request(f"a dog number {k}", seed=k, steps=5 + k % 4, guidance=1.5 + k % 5, scheduler=NAMES[k % 6], model="toy")
+    return Request(f"a dog number {k}", seed=k, steps=3 + k % 4, guidance=1.5 + k % 5, scheduler=NAMES[k % 6], model="toy")
 
 
 def single(sd, request):
@@ -170,7 +170,7 @@ def test_an_error_ends_its_job_and_not_the_lane(toy):
     engine.close()
 
 
-@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("at", [0, 2])  # of three calls
 def test_out_of_memory_is_a_sentence_and_the_next_run_is_right(at):
     sd, calls = toy_model(), []
 
@@ -272,3 +272,67 @@ def test_a_run_made_elsewhere_is_kept_and_everything_can_be_forgotten(engine):
     assert not engine.mine("cleo")
     with pytest.raises(ValueError, match="no longer kept"):
         engine.result(again)
+
+
+# --- private models -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_private_model_is_its_owners_alone(engine, toy):
+    loads = []
+    engine.offer("mine", "base", lambda: loads.append(1) or replace(engine.model("toy"), name="mine"), "anna")
+    assert engine.for_role("base", "anna") == ["toy", "broken", "mine"] and engine.for_role("base", "ben") == ["toy", "broken"]
+    assert engine.for_role("base") == ["toy", "broken"] and not loads
+    mine = replace(ask(1), model="mine")
+    trace = engine.result(engine.submit(mine, "anna"), timeout=60)
+    assert torch.equal(trace.steps[-1].x_next, single(toy, ask(1)))
+    assert engine.ask("mine", lambda sd: sd.name, "anna") == "mine" and loads == [1]
+    for owner in ("ben", ""):
+        for refused in (
+            lambda who: engine.submit(mine, who),
+            lambda who: engine.ask("mine", lambda sd: 1, who),
+            lambda who: engine.submit_work("mine", lambda sd: iter([]), who),
+        ):
+            with pytest.raises(ValueError, match="no model 'mine' in this app; choose one of toy, broken"):
+                refused(owner)
+    with pytest.raises(ValueError, match="The name 'mine' is taken"):
+        engine.offer("mine", "base", lambda: toy, "ben")
+    with pytest.raises(ValueError, match="The name 'toy' is taken"):
+        engine.offer("toy", "base", lambda: toy, "ben")
+    engine.withdraw("mine")
+    engine.withdraw("mine")
+    with pytest.raises(ValueError, match="no model 'mine'"):
+        engine.submit(mine, "anna")
+
+
+def test_offered_again_it_is_another_and_forgotten_it_is_gone(engine, toy):
+    engine.offer("mine", "base", lambda: replace(toy, source="first"), "anna")
+    assert engine.model("mine").source == "first"
+    engine.offer("mine", "base", lambda: replace(toy, source="second"), "anna")
+    assert engine.model("mine").source == "second"
+    engine.forget("anna")
+    assert engine.for_role("base", "anna") == ["toy", "broken"] and engine.loaded("mine") is None
+
+
+def test_of_private_models_the_three_used_last_stay_in_memory(engine, toy):
+    for name in "abcd":
+        engine.offer(name, "base", lambda: toy, "anna")
+    for name in ("toy", "a", "b", "c", "a", "d"):
+        engine.model(name)
+    assert [name for name in "abcd" if engine.loaded(name)] == ["a", "c", "d"] and engine.loaded("toy")
+    assert engine.model("b") is toy, "and comes back when it is asked for"
+
+
+def test_a_person_has_so_many_private_models(engine, toy):
+    for k in range(30):
+        engine.offer(f"m{k}", "base", lambda: toy, "anna")
+    assert engine.for_role("base", "anna")[2:] == [f"m{k}" for k in range(29, 5, -1)]
+
+
+def test_a_private_model_that_cannot_be_loaded_says_why(engine):
+    def load():
+        raise ValueError("The checkpoint of step 5 is damaged; choose another.")
+
+    engine.offer("mine", "base", load, "anna")
+    with pytest.raises(ValueError, match="step 5 is damaged"):
+        engine.result(engine.submit(replace(ask(1), model="mine"), "anna"), timeout=20)
+    assert engine.result(engine.submit(ask(1), "anna"), timeout=20).picture is not None

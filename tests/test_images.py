@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
-from core.images import DAMAGED, SETTINGS, cover, fit, fitted, look_in, mask_of, open_mask, open_picture, read_settings
+from core.images import DAMAGED, SETTINGS, cover, fit, fitted, look_in, mask_of, open_mask, open_picture, read_settings, size_for
 from ui import texts
 
 
@@ -145,6 +145,7 @@ def test_a_picture_is_fitted_to_a_models_size():
     """As many pixels as the model works with, the picture's own shape, sides that latents can have."""
     sizes = {(500, 500): (128, 128), (640, 480): (144, 112), (64, 256): (64, 256), (1000, 500): (184, 88)}
     assert {size: fit(Image.new("RGB", size), 128).size for size in sizes} == sizes
+    assert size_for(Image.new("L", (4000, 1000)), 768) == (1024, 256), "no run draws more"
     left_red = Image.new("RGB", (400, 100), "red")
     left_red.paste("blue", (100, 0, 400, 100))
     assert cover(left_red, 64, 64).getpixel((0, 32)) == (0, 0, 255), "the middle is kept, the ends are cut"

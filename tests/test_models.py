@@ -86,6 +86,28 @@ def test_unknown_names_and_wrong_folders(tmp_path):
         models.load(str(tmp_path))
 
 
+def test_what_a_model_is_for_is_read_from_its_unet(tmp_path, monkeypatch):
+    assert catalog.role_of("emoji-depth") == "depth" and catalog.role_of(str(catalog.MODELS / "emoji-inpaint")) == "inpaint"
+    folder = shutil.copytree(catalog.MODELS / "emoji-inpaint", tmp_path / "copy")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **options: str(folder))
+    assert catalog.role_of("someone/something") == "inpaint", "a Hub id in the cache"
+    for text in ("", "{", "[]", '{"in_channels": 8}', '{"in_channels": [9]}'):
+        (folder / "unet" / "config.json").write_text(text)
+        for name in (str(folder), "someone/something"):
+            with pytest.raises(ValueError, match="cannot be used: its unet/config"):
+                catalog.role_of(name)
+    (folder / "unet" / "config.json").unlink()
+    with pytest.raises(ValueError, match="cannot be used"):
+        catalog.role_of(str(folder))
+    with pytest.raises(ValueError, match="it lacks tokenizer"):
+        catalog.role_of(str(tmp_path))
+
+
+def test_a_hub_id_that_is_not_here_yet_counts_as_base(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert catalog.role_of("someone/something") == "base"
+
+
 def test_only_safetensors_are_fetched(monkeypatch, tmp_path):
     asked = []
 

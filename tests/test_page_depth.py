@@ -146,6 +146,9 @@ def test_the_endpoint_takes_files(address, tmp_path):
     made, settings = client.predict(picture, picture, True, "a fox", *common, api_name="/depth")
     assert settings["start"]["kind"] == "depth" and settings["model"] == "emoji-depth" and settings["seed"] == 3
     assert -1 <= settings["depth_agreement"] <= 1
+    assert settings["notices"] == [
+        "120 × 96 pixels, worked on at 144 × 112; 1.3 pixels are cut off at the top, and as many at the bottom."
+    ]
     assert read_settings(made)["start"] == settings["start"]
     with pytest.raises(Exception, match="The strength is 2; it must be a number above 0, up to 1"):
         client.predict(picture, None, False, "a fox", "", 2, *common[2:], api_name="/depth")

@@ -130,6 +130,7 @@ def test_a_program_draws_from_a_picture_too(address, tmp_path):
     assert "11.4 pixels are cut off" in made_by["notices"][0] and "GPS" not in json.dumps(made_by)
     path, made_by = client.predict(file, "", "", 0, 7, 4, 5, "DDIM", False, api_name="/img2img")
     assert made_by["strength"] == 0 and "no step ran" in made_by["notices"][-1]
+    assert "11.4 pixels are cut off" in made_by["notices"][0]
     for strength, why in (("much", "The strength is much"), (1.01, "The strength is 1.01"), (0.1, "none of 4 steps runs")):
         with pytest.raises(Exception, match=why):
             client.predict(file, "", "", strength, 7, 4, 5, "DDIM", False, api_name="/img2img")

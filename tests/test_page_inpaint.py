@@ -160,3 +160,15 @@ def test_masks_come_from_words_files_the_keyboard_and_the_attention_tab(tab, tmp
     shown = p.locator("#attention .hand img").get_attribute("src")
     handed = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))).convert("L")) == 255
     assert handed.any() and np.array_equal(on_canvas(p), handed), "the mask that the Attention tab showed"
+
+
+def test_what_is_sent_to_one_tab_leaves_the_others_whole(tab):
+    """Gradio loses the properties of a number in a tab that was never opened, if an event only leaves it alone."""
+    p = tab.page
+    tab.set("inpaint-steps", 2)
+    p.locator("#inpaint-try").click()
+    p.locator("#inpaint-to-depth").click(**WAIT)
+    p.wait_for_selector("#depth-strength input", **WAIT)
+    tab.open("tab_img2img")
+    p.wait_for_selector("#img2img-strength input", **WAIT)
+    assert p.locator("text=Error rendering").count() == 0

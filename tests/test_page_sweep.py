@@ -74,7 +74,7 @@ def test_stop_keeps_what_is_done_and_a_reload_finds_the_sweep_again(visit):
     p.wait_for_selector("#sweep-price .cut")
     p.locator("#sweep-run").click()
     p.wait_for_selector("text=is no guidance scale")
-    ask(p, "1-16", 60)
+    ask(p, "1-16", 100)
     p.locator("#sweep-run").click()
     p.wait_for_function("/^([1-9]|1[0-5]) of 16/.test(document.querySelector('.sweep-view .said').textContent)")
     page.leaving = True
@@ -87,5 +87,5 @@ def test_stop_keeps_what_is_done_and_a_reload_finds_the_sweep_again(visit):
     p.wait_for_selector(".sweep-view[data-state=stopped]")
     assert "of 16 pictures are finished" in p.locator(".sweep-view .said").inner_text()
     assert 0 < p.locator(".tile:enabled").count() < 16 and p.locator(".tile").count() == 16
-    assert page.value("sweep-steps") == "60", "the controls are as they were"
+    assert page.value("sweep-steps") == "100", "the controls are as they were"
     assert p.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"

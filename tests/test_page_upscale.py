@@ -153,6 +153,7 @@ def test_the_endpoint_takes_a_file_and_answers_with_the_picture_and_all_that_mad
     asked = {"noise_level": 50, "side": 64, "steps": 1, "guidance": 1.0, "seed": 5}
     path, settings = client.predict(handle_file(tmp_path / "photo.jpg"), "a dog", **asked, api_name="/upscale")
     assert Image.open(path).size == (256, 172) and Image.open(path).mode == "RGB"
+    assert settings.pop("notices") == ["The picture was CMYK and is RGB now."]
     assert settings["start"]["noise_level"] == 50 and settings["seed"] == 5 and images.read_settings(path) == settings
     pieces, told = client.predict(handle_file(tmp_path / "photo.jpg"), "a dog", **asked, in_tiles=True, api_name="/upscale")
     assert np.array_equal(Image.open(pieces), Image.open(path)), "one tile is the plain run"

@@ -25,11 +25,10 @@ def differ(a, b):
 
 
 @pytest.mark.parametrize("scheduler", ALL)
-@pytest.mark.parametrize("steps", [8, 20])
-def test_equals_the_pipeline_on_the_embedded_model(emoji, scheduler, steps):
-    request = Request(
-        "a fox in a top hat on a blue background", "a banana", seed=7, steps=steps, guidance=5.0, scheduler=scheduler
-    )
+@pytest.mark.parametrize(("steps", "side"), [(8, 128), (20, 64)])
+def test_equals_the_pipeline_on_the_embedded_model(emoji, scheduler, steps, side):
+    words = "a fox in a top hat on a blue background", "a banana"
+    request = Request(*words, seed=7, steps=steps, guidance=5.0, scheduler=scheduler, width=side, height=side)
     assert differ(end(emoji, request), pipeline_latents(emoji, request)) == 0
 
 

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
+from conftest import toy_model
 
 from core import latents, trace
 from core.attention import Record
+from core.conditioning import Inpaint, Pixels
 from core.sampling import Request, denoise
 from core.text import Edit
 from core.trace import Trace
@@ -45,6 +48,15 @@ def test_the_picture_is_the_pipelines_to_the_byte(emoji):
 def test_twenty_steps_stay_under_ten_megabytes(emoji):
     kept, _ = run(emoji, Request("a fox", steps=20))
     assert kept.nbytes < 10e6 and kept.attention_bytes > 0 and not kept.notes
+
+
+def test_what_the_unet_saw_beside_the_latents_counts_once(toy):
+    hole = np.zeros((64, 64), np.uint8)
+    hole[:32] = 255
+    inpainting = Inpaint(Pixels.of(np.zeros((64, 64, 3), np.uint8)), mask=Pixels.of(hole))
+    kept, _ = run(toy_model(kind="inpaint"), Request("a dog", steps=2, source=inpainting))
+    steps = [dataclasses.replace(step, channels=None) for step in kept]
+    assert kept.nbytes - dataclasses.replace(kept, steps=steps).nbytes == 5 * 8 * 8 * 4
 
 
 def test_over_budget_the_picture_is_kept_and_it_is_said(toy, monkeypatch):

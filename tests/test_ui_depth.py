@@ -17,7 +17,7 @@ from core.conditioning import Depth, Pixels, Source
 from core.engine import LocalEngine, Snapshot
 from core.sampling import Request, denoise
 from core.trace import Trace, to_uint8
-from ui import depth, texts
+from ui import depth, texts, viewing
 
 RANDOM = np.random.default_rng(5)
 PICTURE = Image.fromarray(RANDOM.integers(0, 255, (64, 96, 3), np.uint8))
@@ -215,7 +215,7 @@ def test_a_run_that_goes_on_shows_its_newest_guess_and_a_stopped_one_its_last(to
     assert "<img" not in board.going(0, None)
     snapshot = Snapshot("a", "running", i=1, count=2, preview=torch.zeros(3, 8, 12, dtype=torch.uint8), seconds_left=3.2)
     assert "1 / 2" in board.going(0, snapshot)
-    assert depth.status_of(snapshot, 1, "en") == "Without: img2img. Step 1 of 2, 3.2 s left."
+    assert viewing.status_of(snapshot, "en") == "Step 1 of 2, 3.2 s left."
     stopped = Trace.start(toy_depth, asked)
     next(stopped.follow(denoise(toy_depth, asked)))
     assert "Stopped" in board.done(0, "a", stopped, None)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 import ui
-from core import catalog, images
+from core import catalog, dreambooth, images
+from core.lane import ENDED
 from core.sampling import Request, check_interval
 from core.schedulers import make
+from core.trainings import THEMES
 from ui import common, texts
 
 UI = Path(texts.__file__).parent
@@ -45,6 +47,18 @@ def test_every_text_is_used_and_every_text_used_is_there():
         "status_": ("queued", "loading", "running", "starting", "starting_picture", "decoding"),
         "tokens_": ("start", "end"),
         "pictures_fit_": ("whole", "sides", "ends"),
+        "dreambooth_method_": dreambooth.METHODS,
+        "dreambooth_theme_": THEMES,
+        "dreambooth_": (
+            "waiting",
+            "waiting_many",
+            "waiting_next",
+            "preparing",
+            "preparing_class",
+            "training",
+            "training_first",
+            *ENDED,
+        ),
     }
     said |= {f"{key}_left_out" for key in common.BESIDE}
     said |= {prefix + end for prefix, ends in put_together.items() for end in ends if f'"{prefix}{{' in SOURCES}

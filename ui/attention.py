@@ -25,7 +25,7 @@ from core.engine import Part
 from core.models import StableDiffusion
 from core.text import Tokens
 from core.trace import Trace
-from ui import common, render, texts
+from ui import common, render, texts, viewing
 from ui.common import LOOK, QUICK, WATCH, Handed, Shared
 
 TITLE = "tab_attention"  # a key of ui/texts.py
@@ -383,13 +383,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     engine, passes = shared.engine, Passes()
     common.heading("attention")
     common.run_menu(shared, tab, "attention")
-    view = gr.HTML(
-        common.packed({"kind": "none"}),
-        html_template=common.script("attention.html"),
-        js_on_load=common.script("attention.js"),
-        apply_default_css=False,
-        elem_id="attention",
-    )
+    view = viewing.view("attention", "attention")
     # What needs the model comes back by a way of its own: it may wait long, and must not overwrite an answer that does not.
     again = gr.HTML(
         "",

@@ -17,6 +17,7 @@ from core.conditioning import Pixels
 from core.engine import LocalEngine
 from core.sampling import Request
 from core.trace import Trace
+from core.trainings import Trainings
 from ui import texts
 
 HERE = Path(__file__).parent
@@ -58,6 +59,8 @@ class Shared:
     sent: gr.State  # a picture on its way to a tab that starts from one: ui/pictures.py's Sent; None before
     mask: gr.State  # a mask on its way from the Attention tab to the Inpaint tab: a Handed; None before
     tabs: gr.Tabs
+    trainings: Trainings
+    trained: gr.State  # when this visitor's own models changed last, for the model menus; None before
 
     def kept(self, owner: str) -> list[tuple[str, Trace]]:
         """This person's ended runs, newest first, and the example."""

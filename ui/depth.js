@@ -174,7 +174,7 @@ $(".again").addEventListener("click", () => {
 // --- what arrives ----------------------------------------------------------------------------------------------------------------------
 
 function words() {
-  $(".picture figcaption").textContent = $(".picture img").alt = texts.picture;
+  $(".picture figcaption").textContent = $(".picture img").alt = value.start;
   $(".map figcaption").textContent = texts.map;
   $(".seen .term").textContent = texts.seen;
   $(".seen .term").dataset.tip = texts.seen_tip;

@@ -75,6 +75,7 @@ def view(picture: Image.Image, numbers: np.ndarray, origin: str, factor: int, la
         "map": render.numbers_of(numbers, low, high),
         "seen": [picture.height // factor, picture.width // factor],
         "said": texts.say(language, SAID[kind]),
+        "start": texts.say(language, "start"),
         "texts": texts.of(language, "depth_"),
     }
 
@@ -186,11 +187,11 @@ class Board:
     def start(self, judged: Judged | None) -> str:
         source = self.asked.source
         assert isinstance(source, Depth)
-        figures = [(render.uri(source.picture.image, "PNG"), self.say("depth_picture"), "")]
+        figures = [(render.uri(source.picture.image, "PNG"), self.say("start"), "")]
         asked = source.depth.tensor()[0, 0] if source.depth else judged.asked if judged else None
         if asked is not None:
             figures.append((grey(asked, source.picture.image.size), self.say("depth_asked"), ""))
-        strength = self.say("depth_strength_line", strength=f"{source.strength:g}")
+        strength = self.say("img2img_strength_is", strength=f"{source.strength:g}")
         return column(self.say("depth_start"), strength, parts.figures(figures))
 
     def going(self, k: int, snapshot: Snapshot | None) -> str:
@@ -233,18 +234,6 @@ class Board:
         return self.say(key, a=signed(a), b=signed(b)), self.say("depth_what_agreement")
 
 
-def status_of(snapshot: Snapshot, k: int, language: str) -> str:
-    """What the k-th of the two runs does now, in words."""
-    if snapshot.state == "running" and not snapshot.i:
-        said = texts.say(language, "depth_starting")
-    else:
-        left = snapshot.seconds_left or 0
-        seconds = f"{left:.1f}" if left < 10 else f"{left:.0f}"
-        values = {"place": snapshot.place, "i": snapshot.i, "count": snapshot.count, "seconds": seconds}
-        said = texts.say(language, f"status_{snapshot.state}", **values)
-    return f"{texts.say(language, WHICH[k])}. {said}"
-
-
 # --- the page ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -260,9 +249,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             run, stop = pictures.panel_buttons("depth")
             hint("depth_run_says")
         with gr.Column(scale=0, min_width=320, elem_classes="controls settings"):
-            strength = common.number(0.8, 0, 1, 0.05, "depth_strength", "depth-strength")
+            strength = common.number(0.8, 0, 1, 0.05, "strength_label", "depth-strength")
             hint("depth_strength_says")
             guidance, steps, seed, scheduler = pictures.settings("depth", first)
+            pictures.off("depth", strength, scheduler)
             model = pictures.model_menu(shared, "depth", ["depth"])
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
             with gr.Row(elem_classes="section-controls", elem_id="depth-sources"):
@@ -275,15 +265,14 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                     min_width=280,
                     scale=2,
                 )
-                upload = gr.UploadButton(i18n("depth_upload"), elem_id="depth-upload", size="md", min_width=160)
+                upload = gr.UploadButton(
+                    i18n("depth_upload"),  # pyright: ignore[reportArgumentType]
+                    elem_id="depth-upload",
+                    size="md",
+                    min_width=160,
+                )
             hint("depth_upload_says")
-            easel = gr.HTML(
-                common.packed({"kind": "said", "status": ""}),
-                html_template=common.script("depth.html"),
-                js_on_load=common.script("depth.js"),
-                apply_default_css=False,
-                elem_id="depth-easel",
-            )
+            easel = viewing.view("depth", "depth-easel")
             hint("depth_no_picture")  # seen while there is none
             with gr.Row(elem_classes="try"):
                 gr.HTML(i18n("depth_try"), html_template="<p>${value}</p>", apply_default_css=False, min_width=200)
@@ -296,9 +285,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 elem_id="depth-board",
             )
             with gr.Column(visible=False, elem_id="depth-more") as more:
-                slider = gr.ImageSlider(
-                    label=i18n("depth_slider"), interactive=False, buttons=[], format="png", elem_id="depth-slider"
-                )
+                gr.HTML(i18n("depth_slider"), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="about")
+                slider = gr.ImageSlider(show_label=False, interactive=False, buttons=[], format="png", elem_id="depth-slider")
                 mine = gr.State("")  # the newest depth run
                 pictures.send_row(shared, "depth", mine)
                 viewer = viewing.viewer("depth-viewer")
@@ -336,7 +324,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 return
             yield parts.said(texts.say(language, "depth_estimating" if engine.loaded(name) else "status_loading"))
             sd = engine.model(name)
-            at, _ = pictures.picture_of(path, sd.size)
+            at = pictures.fitted(path, sd.size).image
             yield common.packed(view(at, found(where, at, mine, name, owner), where, sd.factor, language))
         except ValueError as error:
             yield parts.said(texts.sentence(language, error))
@@ -359,7 +347,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
 
     def again(sent: pictures.Sent | None, owner: str | None, mine: Image.Image | None, request: gr.Request) -> dict:
         """A depth run that is to be made again brings its map along."""
-        trace = dict(shared.kept(common.owner_of(owner))).get(sent.run) if sent and sent.tab == "depth" and sent.again else None
+        trace = dict(shared.kept(common.owner_of(owner))).get(sent.run) if sent and sent.again else None
         if sent is None or trace is None or not isinstance(trace.request.source, Depth):
             return {origin: gr.skip()}
         choices = origins(shared.kept(common.owner_of(owner)), sent.run, mine is not None, common.language(request))
@@ -367,9 +355,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
 
     def asked_of(path: str | None, name: str, base: str, page: str | None, amount: str, *settings) -> tuple[Request, Request]:
         sides = engine.model(name).size, engine.model(base).size
-        at, _ = pictures.picture_of(path, sides[0])
-        asked = request_of(page, at, amount, name, *settings)
-        return asked, without_depth(asked, base, pictures.picture_of(path, sides[1])[0])
+        asked = request_of(page, pictures.fitted(path, sides[0]).image, amount, name, *settings)
+        return asked, without_depth(asked, base, pictures.fitted(path, sides[1]).image)
 
     def draw(request: gr.Request, owner: str | None, path: str | None, name: str, *values) -> Iterator[dict]:
         language, owner = common.language(request), common.owner_of(owner)
@@ -398,7 +385,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                     if snapshot.state not in ENDED:
                         columns[k + 1] = page.going(k, snapshot)
                         share = snapshot.i / snapshot.count if snapshot.count else 0
-                        yield {board: page.page(status_of(snapshot, k, language), columns, share)}
+                        status = f"{page.say(WHICH[k])}. {viewing.status_of(snapshot, language, from_picture=True)}"
+                        yield {board: page.page(status, columns, share)}
                 if snapshot and snapshot.state == "stopped" and not snapshot.i:
                     break  # there is nothing of it to look at
                 traces.append(engine.result(one))
@@ -468,11 +456,11 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     shows = [picture, model, origin, own, shared.owner]
     with note:
         pictures.note(shared, "depth", picture, model)
-    pictures.fill(
+    arrived = pictures.fill(
         shared, tab, picture, controls, "depth", lambda r: {strength: f"{r.source.strength:g}"} if r.source else {}, [strength]
     )
     gr.on([tab.select, shared.shown.change], menu, [shared.owner, shared.shown, own, origin], origin, **QUICK)
-    shared.sent.change(again, [shared.sent, shared.owner, own], origin, **LOOK)
+    arrived.success(again, [shared.sent, shared.owner, own], origin, **LOOK)
     upload.upload(take, [upload, shared.owner, shared.shown], [own, origin], **LOOK)
     # One event for all, so that the last one asked for is the one that stays.
     changes = [picture.change, model.change, origin.change, own.change]
@@ -493,23 +481,22 @@ def endpoint(engine: LocalEngine) -> None:
     models = engine.for_role("depth")
     name = next((one for one in models if one in CATALOG and CATALOG[one].embedded), models[0] if models else "")
 
+    @pictures.public
     def depth_of(picture, depth_map, invert, prompt, negative, strength, seed, steps, guidance, scheduler, request: gr.Request):
         """A picture with the depth of another. Without a depth map it is estimated; in one, white is near, or far with invert.
 
         Answers with the picture, its settings in a text chunk of the PNG, and with everything that made it as JSON. There,
         depth_agreement is the rank correlation, -1 .. 1, of the depth of the result with the one asked."""
-        owner = f"api {request.session_hash}"
-        try:
-            at, notices = pictures.picture_of(picture, engine.model(name).size)
-            numbers = nearness(images.look_in(depth_map).image, at) if depth_map else estimated(engine, name, at, owner)
-            numbers = numbers.max() + numbers.min() - numbers if invert else numbers
-            source = Depth(Pixels.of(at), strength, Pixels.of(numbers))
-            wanted = Request(prompt, negative, seed, steps, guidance, scheduler, model=name, source=source)
-            trace = engine.result(engine.submit(wanted, owner))
-            (agreement,) = judge(engine, wanted, [trace], owner).agreement
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        return render.signed(trace), {**trace.settings(), "depth_agreement": agreement, "notices": list(notices)}
+        owner, start = pictures.caller(request), pictures.fitted(picture, engine.model(name).size)
+        at = start.image
+        numbers = nearness(images.look_in(depth_map).image, at) if depth_map else estimated(engine, name, at, owner)
+        numbers = numbers.max() + numbers.min() - numbers if invert else numbers
+        source = Depth(Pixels.of(at), strength, Pixels.of(numbers))
+        wanted = Request(prompt, negative, seed, steps, guidance, scheduler, model=name, source=source)
+        trace = pictures.drawn(engine, wanted, request)
+        (agreement,) = judge(engine, wanted, [trace], owner).agreement
+        notices = [start.said("en"), *start.notices]
+        return render.signed(trace), {**trace.settings(), "depth_agreement": agreement, "notices": notices}
 
     fields = Request.__dataclass_fields__
     kinds = {"seed": "integer", "steps": "integer", "guidance": "number"}

@@ -7,6 +7,7 @@ with it how many of the steps are left to run: the more noise, the less of the p
 import html
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import gradio as gr
@@ -195,17 +196,18 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             start = pictures.box("img2img")
             pictures.note(shared, "img2img", start, model)
             prompt, negative = pictures.words("img2img", FIRST)
-            strength = common.number(STRENGTH, 0, 1, 0.01, "img2img_strength", "img2img-strength")
+            strength = common.number(STRENGTH, 0, 1, 0.01, "strength_label", "img2img-strength")
             hint("img2img_strength_info")
             run, stop = pictures.panel_buttons("img2img")
         with gr.Column(scale=0, min_width=320, elem_classes="controls settings"):
             guidance, steps, seed, scheduler = pictures.settings("img2img", FIRST)
+            pictures.off("img2img", strength, scheduler)
             exactly = gr.Checkbox(False, label=i18n("img2img_exactly"), elem_id="img2img-exactly")
             hint("img2img_exactly_info")
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
-            seen = parts.live("img2img")
+            strength_card = parts.live("img2img")
             panel = pictures.panel(shared, "img2img", run, stop)
-            with gr.Column(visible=False, elem_id="img2img-after") as beside:
+            with gr.Column(visible=False, elem_id="img2img-after") as comparison:
                 about = gr.HTML(apply_default_css=False, elem_id="img2img-about")
                 slider = gr.ImageSlider(show_label=False, interactive=False, buttons=[], format="png", elem_id="img2img-both")
                 pictures.send_row(shared, "img2img", panel.mine)
@@ -218,7 +220,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                         i18n("stop"), variant="stop", visible=False, elem_id="img2img-stop-row", scale=0, min_width=160
                     )
                 status = gr.HTML(apply_default_css=False, elem_classes="note", elem_id="img2img-status")
-                found = gr.HTML(
+                row_board = gr.HTML(
                     "",
                     html_template="<div>${value}</div>",
                     js_on_load=common.script("runs.js"),
@@ -243,7 +245,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         yield {panel.viewer: bare, panel.mine: "", **compared(picture, back, said)}
 
     def compared(before: Image.Image, after: Image.Image, said: str) -> dict:
-        return {slider: (before, after), about: f"<p>{html.escape(said)}</p>", beside: gr.update(visible=True)}
+        return {slider: (before, after), about: f"<p>{html.escape(said)}</p>", comparison: gr.update(visible=True)}
 
     def finished(trace: Trace, language: str) -> dict:
         source = trace.request.source
@@ -273,16 +275,17 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             if now is None or now[0] != of:
                 z, noise = engine.ask(model, lambda sd: begin(sd, picture, seed or 0), owner)
                 now = of, mixture(picture, z, noise, sd.preview)
-            yield {seen: value(now[1]), known: now}
+            yield {strength_card: value(now[1]), known: now}
         except ValueError as error:
-            yield {seen: parts.said(texts.sentence(language, error))}
+            yield {strength_card: parts.said(texts.sentence(language, error))}
 
     def draw_all(owner: str | None, text: str, request: gr.Request, *values) -> Iterator[dict]:
         language, owner = common.language(request), common.owner_of(owner)
         path, _, exactly, model, *settings = values
         settings[4] = 0 if settings[4] is None else settings[4]
-        idle = {draw_row: gr.update(visible=True), stop_row: gr.update(visible=False), status: ""}
-        yield idle | {draw_row: gr.update(visible=False), stop_row: gr.update(visible=True), shared.owner: owner}
+        idle = {draw_row: gr.update(visible=True, interactive=True), stop_row: gr.update(visible=False), status: ""}
+        busy = {draw_row: gr.update(visible=False), stop_row: gr.update(visible=True)}
+        yield {draw_row: gr.update(interactive=False), shared.owner: owner}  # there is nothing to stop yet
         try:
             sd = engine.model(model)
             picture = pictures.fitted(path, sd.size).image
@@ -296,7 +299,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 for k, value in made[taken:]:
                     cells[k] = told(cells[k], value, owner, language)
                 taken = len(made)
-                yield {row_job: job, status: parts.waiting(snapshot, language), found: row_html(cells, language)}
+                yield busy | {row_job: job, status: parts.waiting(snapshot, language), row_board: row_html(cells, language)}
             yield idle | {status: texts.say(language, "img2img_row_stopped") if snapshot.state == "stopped" else ""}
         except ValueError as error:
             yield idle
@@ -318,7 +321,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         return texts.say(language, "img2img_row_line", left=p.steps - p.start, steps=p.steps, t=f"{p.level.t:.0f}")
 
     def halt(job: str) -> None:
-        if job:
+        with suppress(ValueError):
             engine.cancel(job)
 
     def open_run(owner: str | None, event: gr.EventData, request: gr.Request) -> tuple[str, float]:
@@ -326,7 +329,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
 
     def again(r: Request) -> dict:
         assert r.source is not None
-        chosen = {model: r.model} if r.model in engine.for_role("base") else {}
+        mine = r.model in engine.for_role("base") or r.model.startswith(
+            "dreambooth-"
+        )  # a run is its owner's, and so is what it trained
+        chosen = {model: r.model} if mine else {}
         return {strength: f"{r.source.strength:g}", exactly: False} | chosen
 
     pictures.wire(
@@ -335,43 +341,46 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         asked,
         inputs,
         finished,
-        [slider, about, beside],
+        [slider, about, comparison],
         tab=tab,
         name="img2img",
         instead=zero,
+        unfinished=lambda _: {comparison: gr.update(visible=False)},
     )
     pictures.fill(shared, tab, start, controls, "img2img", again, [strength, exactly, model])
     changed = [c.change for c in (start, model, seed, scheduler, steps, exactly)]
-    seen.want(look, [shared.owner, known, *inputs], [seen, known], trigger_mode="always_last", **WATCH)
-    gr.on(changed, look, [shared.owner, known, *inputs], [seen, known], trigger_mode="always_last", **WATCH)
+    strength_card.want(look, [shared.owner, known, *inputs], [strength_card, known], trigger_mode="always_last", **WATCH)
+    gr.on(changed, look, [shared.owner, known, *inputs], [strength_card, known], trigger_mode="always_last", **WATCH)
     draw_row.click(
         draw_all,
         [shared.owner, row_of, *inputs],
-        [draw_row, stop_row, status, found, row_job, shared.owner],
+        [draw_row, stop_row, status, row_board, row_job, shared.owner],
         **WATCH,
     )
     stop_row.click(halt, row_job, None, **QUICK)
-    found.pick(open_run, shared.owner, panel.look, **LOOK)
+    row_board.pick(open_run, shared.owner, panel.look, **LOOK)
     api(engine, shared.default)
 
 
 def api(engine: LocalEngine, default: str) -> None:
     """The tab's public endpoint. Its values come raw, so that a wrong one meets core's own sentence."""
 
+    @pictures.public
     def img2img(picture, prompt, negative, strength, seed, steps, guidance, scheduler, exactly, request: gr.Request):
         """Draws from a picture; answers with the result, its settings in a text chunk of the PNG, and with everything that made it as
-        JSON. At strength 0 no step runs: the picture comes back through the VAE. exactly: run as many steps as asked, at any strength."""
-        try:
-            found = pictures.fitted(picture, engine.model(default).size)
-            if is_zero(strength):
-                owner = f"api {request.session_hash}"
-                back, psnr = engine.ask(default, lambda sd: there_and_back(sd, found.image, seed or 0), owner)
-                return back, {"strength": 0, "notices": [*found.notices, texts.say("en", "img2img_zero", psnr=f"{psnr:.1f}")]}
-            wanted = request_of(found.image, strength, bool(exactly), default, prompt, negative, guidance, steps, seed, scheduler)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        made, settings = pictures.answer(engine, lambda: wanted, request)
-        return made, settings | {"notices": [found.said("en"), *found.notices]}
+        JSON, notices of what was done to the picture among it. exactly: run as many steps as asked, at any strength. At strength 0 no
+        step runs: the picture comes back through the VAE, with no settings in its PNG, and the notices say what that changed."""
+        start = pictures.fitted(picture, engine.model(default).size)
+        notices = [start.said("en"), *start.notices]
+        zero = is_zero(strength)
+        settings = prompt, negative, guidance, steps, seed, scheduler
+        wanted = request_of(start.image, 1 if zero else strength, bool(exactly), default, *settings)
+        if zero:
+            back, psnr = engine.ask(default, lambda sd: there_and_back(sd, start.image, wanted.seed), pictures.caller(request))
+            said = texts.say("en", "img2img_zero", psnr=f"{psnr:.1f}")
+            return back, {"strength": 0, "seed": wanted.seed, "notices": [*notices, said]}
+        trace = pictures.drawn(engine, wanted, request)
+        return render.signed(trace), trace.settings() | {"notices": notices}
 
     f = FIRST
     kinds = {

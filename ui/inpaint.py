@@ -28,7 +28,7 @@ from ui.common import LOOK, QUICK, Handed, Shared, hint, i18n
 TITLE = "tab_inpaint"
 ROLES = ("inpaint", "base")  # of models: those made for it first
 LARGEST = 1024  # pixels of the canvas' longer side
-SIDE = 512  # of a model that is not loaded yet: all real ones that are made for inpainting
+SIDE = 512  # pixels, of what a model draws that is not loaded yet: true of all real ones that are made for inpainting
 MAPPED = 512  # pixels of a map of changes; beyond, each square shows its largest
 MOMENTS = 12  # steps whose x_in the panel shows
 PART, WHOLE = "part", "whole"
@@ -43,19 +43,27 @@ SMALL_WORDS = {"a", "an", "the", "in", "on", "of", "and", "with", "to", "at", "i
 
 @dataclass(frozen=True)
 class Canvas:
-    """The picture in the editor. All of it goes into the run: what fits the model's shape not was cut off before."""
+    """The picture in the editor. All of it goes into the run; what did not fit the model's shape was cut off before."""
 
     picture: Pixels  # (H, W, 3)
     width: int  # that the model draws it at; H and W are a whole multiple of it
     height: int
     run: str = ""  # the id of the run that made the picture
+    kept: tuple[float, ...] = (0, 0)  # where the picture begins in the one that came, left and top, and where it ends
+    mask: Pixels | None = None  # (H, W), that comes with the picture: it is laid on it with it
 
 
 def canvas_of(image: Image.Image, side: int, run: str = "") -> Canvas:
     """A picture for a model of `side` x `side` pixels: as much of its own resolution as is left."""
     width, height = images.size_for(image, side)
     times = max(1, min(image.width // width, image.height // height, LARGEST // max(width, height)))
-    return Canvas(Pixels.of(images.cover(image, width * times, height * times)), width, height, run)
+    picture, kept = images.fitted(image, width * times, height * times)
+    return Canvas(Pixels.of(picture), width, height, run, kept)
+
+
+def fit_of(image: Image.Image, canvas: Canvas, language: str) -> str:
+    """What was cut off of a picture on its way to the canvas, and the size that it has there."""
+    return pictures.fit_said(image.size, canvas.kept, (canvas.picture.width, canvas.picture.height), language)
 
 
 def came_from(image: Image.Image, runs: list[tuple[str, Trace]]) -> tuple[str, Trace] | None:
@@ -231,7 +239,7 @@ def honesty(trace: Trace, language: str) -> dict:
         "raw": (source.picture.array, made, source.mask.tensor()[0, 0].numpy() >= 0.5 if source.mask else source.hard),
         "composited": (source.whole.array, source.composited(made), soft > 0),
     }
-    changes = {name: change(*three, language) for name, three in outside.items()}
+    changes = {name: change(before, after, hidden, language) for name, (before, after, hidden) in outside.items()}
     marked = {"marked": int(grid.sum()), "total": grid.numel()}
     return {
         "kind": "run",
@@ -306,7 +314,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             run, stop = pictures.panel_buttons("inpaint")
         with gr.Column(scale=0, min_width=320, elem_classes="controls settings"):
             model = pictures.model_menu(shared, "inpaint", ROLES)
-            way = gr.HTML(
+            model_kind = gr.HTML(
                 "", html_template="<p>${value}</p>", apply_default_css=False, elem_id="inpaint-way", elem_classes="hint"
             )
             area = gr.Radio(
@@ -318,7 +326,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             padding = gr.Number(16, label=i18n("inpaint_padding"), elem_id="inpaint-padding", visible=False)
             blur = common.number(BLUR, 0, 64, 1, "inpaint_blur", "inpaint-blur")
             hint("inpaint_blur_says")
-            strength = common.number(1, 0, 1, 0.05, "inpaint_strength", "inpaint-strength")
+            strength = common.number(1, 0, 1, 0.05, "strength_label", "inpaint-strength")
             fill = gr.Radio(
                 [(i18n(key), name) for name, key in zip(FILLS, FILL_KEYS, strict=True)],
                 value=FILLS[0],
@@ -327,14 +335,20 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             )
             hint("inpaint_fill_says")
             guidance, steps, seed, scheduler = pictures.settings("inpaint", first)
+            pictures.off("inpaint", strength, scheduler)
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
             with gr.Row(elem_id="inpaint-easels", elem_classes="easels"):
                 with gr.Column(min_width=280):
-                    editor = script("mask", "inpaint-mask")
+                    editor = viewing.view("mask", "inpaint-mask")
                     with gr.Row(elem_classes="pair"):
-                        load = gr.UploadButton(i18n("inpaint_load"), elem_id="inpaint-load", size="md", min_width=120)
+                        load = gr.UploadButton(
+                            i18n("inpaint_load"),  # pyright: ignore[reportArgumentType]
+                            elem_id="inpaint-load",
+                            size="md",
+                            min_width=120,
+                        )
                 with gr.Column(min_width=280):
-                    result = script("inpaint", "inpaint-result")
+                    result = viewing.view("inpaint", "inpaint-result")
                     again = gr.Button(i18n("inpaint_again"), elem_id="inpaint-again", size="md", visible=False)
             plan = gr.HTML(
                 "{}",
@@ -346,12 +360,12 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             with gr.Row(elem_classes="try"):
                 gr.HTML(i18n("inpaint_try"), html_template="<p>${value}</p>", apply_default_css=False, min_width=200)
                 attempt = gr.Button(i18n("inpaint_try_button"), elem_id="inpaint-try", scale=0, min_width=96)
-            sending = gr.Column(min_width=0)
-            honest = script("honest", "inpaint-honest")
-            hint("inpaint_raw_trace")
+            ways_on = gr.Column(visible=False, min_width=0)
+            honest = viewing.view("honest", "inpaint-honest")
             panel = pictures.panel(shared, "inpaint", run, stop)
-        with sending:
+        with ways_on:
             pictures.send_row(shared, "inpaint", panel.mine)
+            hint("inpaint_raw_trace")
 
     canvas = gr.State(None)  # a Canvas
     controls = pictures.Controls(prompt, negative, guidance, steps, seed, scheduler)
@@ -372,8 +386,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         now = canvas_of(image, side_of(engine, name), found[0] if found else "")
         return now, {"words": words, "texts": texts.of(language, "mask_")}
 
-    def place(path: str | None, name: str, owner: str | None, request: gr.Request) -> dict:
-        """What stands in the box goes on the canvas."""
+    def place(path: str | None, name: str, owner: str | None, at: Canvas | None, request: gr.Request) -> dict:
+        """What stands in the box goes on the canvas; if it came with a mask, with that."""
         language = common.language(request)
         try:
             if not path:
@@ -383,8 +397,9 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         except ValueError as error:
             said = {"kind": "none", "status": texts.sentence(language, error), "texts": texts.of(language, "mask_")}
             return {canvas: None, editor: common.packed(said)}
-        note = " ".join(texts.sentence(language, notice) for notice in opened.notices)
-        return {canvas: now, editor: laid_out(now, note=note, **more)}
+        note = " ".join(texts.sentence(language, notice) for notice in [fit_of(opened.image, now, language), *opened.notices])
+        mask = at.mask.array > 0 if at and at.mask and at.picture == now.picture else None
+        return {canvas: now, editor: laid_out(now, mask=mask, note=note, **more)}
 
     def ran(now: Canvas | None, owner: str | None) -> tuple[Canvas, Trace]:
         """The canvas, and the run that made its picture."""
@@ -417,8 +432,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         try:
             sd = engine.loaded(name)
             said = forecast(of(page, now, area, padding, blur, strength, fill), sd.factor if sd else 8, common.language(request))
-        except ValueError as error:
-            said = {"says": texts.sentence(common.language(request), error)}
+        except ValueError as error:  # that nothing is painted stands above already
+            said = {"says": "" if str(error) == images.UNPAINTED else texts.sentence(common.language(request), error)}
         return common.packed(said)
 
     def shown(trace: Trace, language: str) -> dict:
@@ -426,7 +441,13 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             result: common.packed(outcome(trace, language)),
             honest: common.packed(honesty(trace, language)),
             again: gr.update(visible=True),
+            ways_on: gr.update(visible=True),
         }
+
+    def unfinished(language: str) -> dict:
+        nothing = common.packed({"kind": "none", "status": texts.say(language, "inpaint_no_run")})
+        bare = common.packed({"kind": "none"})
+        return {result: nothing, honest: bare, again: gr.update(visible=False), ways_on: gr.update(visible=False)}
 
     def blurred(one: str, amount, owner: str | None) -> Trace:
         """A finished inpainting as the blur that stands there now would have it: it acts after the run, so it can change after it."""
@@ -453,7 +474,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         """What a run was made from, beside its picture and words."""
         source = request.source
         assert isinstance(source, Inpaint)
-        now = Canvas(source.whole, source.picture.width, source.picture.height)
+        now = Canvas(source.whole, source.picture.width, source.picture.height, mask=Pixels.of(source.hard.astype(np.uint8)))
         chosen = {area: WHOLE} if source.padding is None else {area: PART, padding: source.padding}
         numbers = {blur: f"{source.blur:g}", strength: f"{source.strength:g}"}
         return {canvas: now, editor: laid_out(now, mask=source.hard), fill: source.fill} | chosen | numbers
@@ -467,6 +488,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             image = pictures.result_of(trace)
             now, more = laid(image, name, owner, common.language(request))
             mask = put_on(trace, handed.mask.array, now)
+            now = replace(now, mask=Pixels.of(mask.astype(np.uint8)))
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
         return {start: image, canvas: now, editor: laid_out(now, mask=mask, **more)} | controls.restored(trace.request)
@@ -485,24 +507,24 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     def arrive(name: str, mine: str, request: gr.Request) -> dict:
         language = common.language(request)
         nine = engine.allowed.get(name) == "inpaint"
-        nothing = common.packed({"kind": "none", "status": texts.say(language, "inpaint_no_run")})
         return {
-            way: texts.say(language, "inpaint_way_nine" if nine else "inpaint_way_four"),
-            result: gr.skip() if mine else nothing,
+            model_kind: texts.say(language, "inpaint_way_nine" if nine else "inpaint_way_four"),
+            result: gr.skip() if mine else unfinished(language)[result],
         }
 
+    judged = [result, honest, again, ways_on]
     run_inputs = [editor, canvas, *mask_controls, model, *controls.all]
-    pictures.fill(shared, tab, start, controls, "inpaint", remade, [canvas, editor, *mask_controls])
-    pictures.wire(shared, panel, asked, run_inputs, shown, [result, honest, again], tab=tab, name="inpaint")
-    start.change(place, [start, model, shared.owner], [canvas, editor], **LOOK)
-    gr.on([tab.select, model.change], arrive, [model, panel.mine], [way, result], **QUICK)
-    model.change(place, [start, model, shared.owner], [canvas, editor], **LOOK)
+    pictures.fill(shared, tab, start, controls, "inpaint", remade, [canvas, editor, *mask_controls], with_words=True)
+    pictures.wire(shared, panel, asked, run_inputs, shown, judged, tab=tab, name="inpaint", unfinished=unfinished)
+    start.change(place, [start, model, shared.owner, canvas], [canvas, editor], **LOOK)
+    gr.on([tab.select, model.change], arrive, [model, panel.mine], [model_kind, result], **QUICK)
+    model.change(place, [start, model, shared.owner, canvas], [canvas, editor], **LOOK)
     editor.word(from_word, [canvas, shared.owner], editor, **LOOK)
     load.upload(from_file, [load, canvas], editor, **LOOK)
     for event in (editor.stroke, area.change, padding.change):
         event(foresee, [editor, canvas, *mask_controls, model], plan, trigger_mode="always_last", **LOOK)
     area.change(lambda chosen: gr.update(visible=chosen == PART), area, padding, **QUICK)
-    blur.change(reblur, [panel.mine, blur, shared.owner], [result, honest, again], trigger_mode="always_last", **LOOK)
+    blur.change(reblur, [panel.mine, blur, shared.owner], judged, trigger_mode="always_last", **LOOK)
     again.click(go_on, [panel.mine, blur, model, shared.owner], [start, canvas, editor], **LOOK)
     tried = attempt.click(attempted, [canvas, shared.owner], [editor, *controls.all], **LOOK)
     tried.success(None, None, None, js="() => document.querySelector('#inpaint-go').click()", api_visibility="private")
@@ -514,6 +536,7 @@ def endpoint(engine: LocalEngine) -> None:
     """The tab's public endpoint, with files. Its values come raw, so that a wrong one meets core's own sentence."""
     names = [one for role in ROLES for one in engine.for_role(role)]
 
+    @pictures.public
     def inpaint(
         picture,
         mask,
@@ -533,23 +556,21 @@ def endpoint(engine: LocalEngine) -> None:
         """A part of a picture made anew. The mask is a picture of its own, white where to change, fitted to the picture's shape; padding
         (pixels) draws the masked part alone, null all of it. Answers with the composited picture, which outside the blurred mask is the
         original to the bit, its settings in a text chunk of the PNG; with the raw picture; and with everything that made it as JSON."""
-        try:
-            if model not in names:
-                raise ValueError(f"There is no model {str(model)[:40]!r} for inpainting; choose one of {', '.join(names)}.")
-            if not picture:
-                raise ValueError("There is no picture to start from; choose one first.")
-            opened = images.look_in(picture)
-            now = canvas_of(opened.image, side_of(engine, model))
-            painted = images.open_mask(mask, (now.picture.width, now.picture.height)) >= 0.5
-            source = conditioning.inpainting(
-                now.picture, painted, now.width, now.height, padding=padding, strength=strength, fill=fill, blur=blur
-            )
-            wanted = Request(prompt, negative, seed, steps, guidance, scheduler, model=model, source=source)
-            trace = engine.result(engine.submit(wanted, f"api {request.session_hash}"))
-            raw = Image.fromarray(source.put_back(made_by(trace)[1]))
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        return render.signed(trace, pictures.result_of(trace)), raw, {**trace.settings(), "notices": list(opened.notices)}
+        if model not in names:
+            raise ValueError(f"There is no model {str(model)[:40]!r} for inpainting; choose one of {', '.join(names)}.")
+        if not picture:
+            raise ValueError("There is no picture to start from; choose one first.")
+        opened = images.look_in(picture)
+        now = canvas_of(opened.image, side_of(engine, model))
+        painted = images.open_mask(mask, (now.picture.width, now.picture.height)) >= 0.5
+        source = conditioning.inpainting(
+            now.picture, painted, now.width, now.height, padding=padding, strength=strength, fill=fill, blur=blur
+        )
+        wanted = Request(prompt, negative, seed, steps, guidance, scheduler, model=model, source=source)
+        trace = pictures.drawn(engine, wanted, request)
+        raw = Image.fromarray(source.put_back(made_by(trace)[1]))
+        notices = [fit_of(opened.image, now, "en"), *opened.notices]
+        return render.signed(trace, pictures.result_of(trace)), raw, {**trace.settings(), "notices": notices}
 
     fields, own = Request.__dataclass_fields__, Inpaint.__dataclass_fields__
     kinds = {
@@ -567,14 +588,3 @@ def endpoint(engine: LocalEngine) -> None:
         raw.append(Api(names[0] if names else "", {"type": "string"}))
         answer = [gr.Image(format="png", label="picture"), gr.Image(format="png", label="raw"), gr.JSON(label="settings")]
         gr.Button().click(inpaint, raw, answer, api_name="inpaint", concurrency_id="watch", concurrency_limit=common.WATCHERS)
-
-
-def script(name: str, elem_id: str) -> gr.HTML:
-    """A view with a script of its own."""
-    return gr.HTML(
-        common.packed({"kind": "none"}),
-        html_template=common.script(f"{name}.html"),
-        js_on_load=common.script(f"{name}.js"),
-        apply_default_css=False,
-        elem_id=elem_id,
-    )

@@ -230,6 +230,7 @@ $(".keep").addEventListener("click", (event) => {
 
 function receive(value) {
   if (value.texts) texts = value.texts;
+  if (!texts.brush) return; // a page that was just reloaded: the same comes once more, with its words
   if (value.kind === "none") {
     root.dataset.kind = "none";
     board = { ...board, name: "" };

@@ -60,7 +60,7 @@ def on_demand(
             return {view: said(texts.sentence(language, error))}
 
     shared.shown.change(stale, shared.shown, view, **QUICK)
-    return view.want(want, [shared.owner, shared.shown], [view, *(more or [])], **LOOK)
+    return view.want(want, [shared.owner, shared.shown], [view, *(more or [])], trigger_mode="always_last", **LOOK)
 
 
 def said(status: str) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import gradio as gr
 import numpy as np
@@ -22,9 +22,10 @@ from core.engine import ENDED, LocalEngine
 from core.sampling import Request
 from core.schedulers import SCHEDULERS
 from core.trace import Trace
-from ui import common, render, texts, viewing
+from ui import common, render, texts, trained, viewing
 from ui.common import LOOK, QUICK, WATCH, Shared, i18n
 
+OFF = {"LMS": "pictures_off_lms", "PNDM": "pictures_off_pndm"}  # schedulers that go wrong when they begin in the middle
 TABS = ("img2img", "inpaint", "depth", "upscale")  # that take a picture from others; each is named as its kind of source
 
 
@@ -52,12 +53,15 @@ class Fitted:
 
     def said(self, language: str) -> str:
         """The size that it came in and the one that it is worked on, and what was cut off."""
-        left, top = self.kept[:2]
-        side, cut = ("sides", left) if left >= 0.05 else ("ends", top) if top >= 0.05 else ("whole", 0.0)
-        w, h = self.whole
-        return texts.say(
-            language, f"pictures_fit_{side}", w=w, h=h, width=self.image.width, height=self.image.height, cut=f"{cut:.1f}"
-        )
+        return fit_said(self.whole, self.kept, self.image.size, language)
+
+
+def fit_said(whole: tuple[int, int], kept: tuple[float, ...], size: tuple[int, int], language: str) -> str:
+    """The size that a picture came in, the one that it is worked on, and what was cut off; kept: as in `Fitted`."""
+    left, top = kept[:2]
+    side, cut = ("sides", left) if left >= 0.05 else ("ends", top) if top >= 0.05 else ("whole", 0.0)
+    facts = {"w": whole[0], "h": whole[1], "width": size[0], "height": size[1], "cut": f"{cut:.1f}"}
+    return texts.say(language, f"pictures_fit_{side}", **facts)
 
 
 def box(name: str) -> gr.Image:
@@ -68,7 +72,7 @@ def box(name: str) -> gr.Image:
         format="png",
         sources=["upload", "clipboard"],
         buttons=[],
-        label=i18n("pictures_start"),
+        label=i18n("start"),
         elem_id=f"{name}-picture",
         elem_classes="start-picture",
         height=280,
@@ -93,12 +97,6 @@ def fitted(path: str | None, side: int) -> Fitted:
     opened = images.look_in(path)
     image, kept = images.fitted(opened.image, *images.size_for(opened.image, side))
     return Fitted(image, opened.image.size, kept, opened.notices)
-
-
-def picture_of(path: str | None, side: int) -> tuple[Image.Image, tuple[str, ...]]:
-    """What `fitted` gives: the picture, and what was done to it on its way in."""
-    found = fitted(path, side)
-    return found.image, found.notices
 
 
 def result_of(trace: Trace) -> Image.Image:
@@ -176,6 +174,18 @@ def settings(name: str, first: Request) -> tuple[gr.HTML, gr.HTML, gr.Number, gr
     return guidance, steps, seed, scheduler
 
 
+def off(name: str, strength: gr.HTML, scheduler: gr.Dropdown) -> None:
+    """A line that says where a scheduler is as wrong from a picture as diffusers' own: docs/decisions.md has the measurement."""
+    line = gr.HTML(apply_default_css=False, elem_id=f"{name}-off", elem_classes="hint off")
+
+    def tell(strength: object, scheduler: str, request: gr.Request) -> str:
+        number = common.number_of(strength)
+        wrong = scheduler in OFF and isinstance(number, int | float) and 0 < number < 1
+        return f"<p>{html.escape(texts.say(common.language(request), OFF[scheduler]))}</p>" if wrong else ""
+
+    gr.on([strength.change, scheduler.change], tell, [strength, scheduler], line, trigger_mode="always_last", **QUICK)
+
+
 def request_of(source: Source, model: str, prompt: str, negative: str, guidance, steps, seed, scheduler: str) -> Request:
     """The controls' values as a request. An empty seed is a new one. Nothing is rounded or clamped."""
     return Request(
@@ -195,7 +205,9 @@ def model_menu(shared: Shared, name: str, roles: Sequence[str]) -> gr.Dropdown:
     names = [one for role in roles for one in shared.engine.for_role(role)]
     first = next((one for one in names if one in CATALOG and CATALOG[one].embedded), names[0] if names else None)
     choices = [(common.title_of(one), one) for one in names]
-    return gr.Dropdown(choices, value=first, label=i18n("model"), filterable=False, elem_id=f"{name}-model")
+    menu = gr.Dropdown(choices, value=first, label=i18n("model"), filterable=False, elem_id=f"{name}-model")
+    trained.follow(shared, menu, roles, first)
+    return menu
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------------------
@@ -240,24 +252,29 @@ def wire(
     name: str = "",
     instead: Callable[..., Iterator[dict]] | None = None,
     during: Callable[[dict], dict] | None = None,
+    unfinished: Callable[[str], dict] | None = None,
 ) -> Dependency:
     """Run draws what asked(*inputs' values) says, and the viewer follows it. Returns the event of the run, to go on from.
 
     after: (trace, language) -> {component: value} of `more`, for each finished run that the viewer shows.
     tab, name: when the tab is opened, the viewer shows its run: one that still goes on, or the one that is looked at if it is of this kind.
     during: what the viewer is given of a run on its way, and at its end -> values of `more`, for a tab that shows it in its own way too.
+    unfinished: language -> values of `more` for a run that was stopped, so that nothing of an earlier one stands beside it.
     instead: where `asked` says None: (owner, language, *inputs' values) -> values of `more`, one after the other, in place of a run.
     """
     engine = shared.engine
-    busy = {panel.run: gr.update(visible=False), panel.stop: gr.update(visible=True)}
-    idle = {panel.run: gr.update(visible=True), panel.stop: gr.update(visible=False)}
+    busy = {panel.run: gr.update(visible=False, interactive=True), panel.stop: gr.update(visible=True)}
+    idle = {panel.run: gr.update(visible=True, interactive=True), panel.stop: gr.update(visible=False)}
 
     def nothing(language: str) -> dict:
         return {panel.viewer: common.packed(viewing.empty(language, said="pictures_empty")), panel.mine: ""}
 
+    def bare(language: str) -> dict:
+        return unfinished(language) if unfinished else {}
+
     def seen(one: str, trace: Trace, language: str) -> dict:
         """The viewer and what stands around it, filled with a run that has ended."""
-        beside = after(trace, language) if after and trace.picture is not None else {}
+        beside = after(trace, language) if after and trace.picture is not None else bare(language)
         return {panel.viewer: common.packed(viewing.finished(trace, one, language)), panel.mine: one} | beside
 
     def watch(one: str, owner: str, before: str, language: str) -> Iterator[dict]:
@@ -272,7 +289,7 @@ def wire(
             if value["kind"] == "run":
                 yield idle | {shared.shown: one} | seen(one, engine.result(one), language)
             else:  # stopped before its first step
-                yield idle | {panel.viewer: common.packed(value), panel.mine: ""}
+                yield idle | {panel.viewer: common.packed(value), panel.mine: ""} | bare(language)
         except ValueError as error:
             yield idle | back(before, owner, language)
             raise common.refusal(language, error) from None
@@ -286,11 +303,12 @@ def wire(
 
     def draw(request: gr.Request, owner: str | None, before: str, *values) -> Iterator[dict]:
         language, owner = common.language(request), common.owner_of(owner)
-        yield busy
+        yield {panel.run: gr.update(interactive=False)}  # there is nothing to stop yet, and a model may have to be loaded
         try:
             if (wanted := asked(*values)) is not None:
                 one = engine.submit(wanted, owner, Record())
             elif instead:
+                yield busy
                 yield from instead(owner, language, *values)
         except ValueError as error:
             yield idle
@@ -305,6 +323,8 @@ def wire(
         for one in engine.mine(owner):  # a page that was reloaded finds its run again
             going = (snapshot := engine.snapshot(one)) and snapshot.state not in ENDED
             if going and one != job and kind_of(engine.request(one)) == name:
+                if not (now or job):  # its picture and settings come back with it
+                    yield {shared.sent: Sent(name, one, time.time(), again=True)}
                 yield from watch(one, owner, now, language)
                 return
         with suppress(ValueError):
@@ -334,7 +354,7 @@ def wire(
     panel.look.change(open_run, [shared.owner, panel.look], outputs, **LOOK)
     panel.viewer.pick(pick, None, shared.sent, **LOOK)
     if tab:
-        tab.select(come_back, [shared.owner, shared.shown, panel.mine, panel.job], outputs, **WATCH)
+        tab.select(come_back, [shared.owner, shared.shown, panel.mine, panel.job], [*outputs, shared.sent], **WATCH)
     return event
 
 
@@ -346,32 +366,51 @@ def fill(
     name: str,
     again: Callable[[Request], dict] | None = None,
     extra: list[Component] | None = None,
-) -> None:
-    """An empty box takes the picture of the run that is looked at when the tab opens. A run that is sent here brings its picture and its
-    words along; one that is to be made again, the picture that it began from, and what again(request) says of `extra`."""
+    with_words: bool = False,
+) -> Dependency:
+    """An empty box takes the picture of the run that is looked at when the tab opens, and its words too if asked. A run that is sent here
+    brings its picture and its words along; one that is to be made again, the picture that it began from, and what again(request) says of
+    `extra`. Returns the event of a sending to this tab, whose `success` it is."""
+
+    engine = shared.engine
 
     def first(now: object, owner: str | None, shown: str) -> dict:
-        runs = shared.kept(common.owner_of(owner))
+        owner = common.owner_of(owner)
+        going = [one for one in engine.mine(owner) if (snapshot := engine.snapshot(one)) and snapshot.state not in ENDED]
+        if any(kind_of(engine.request(one)) == name for one in going):  # a reloaded page gets the picture that it began from
+            return {start: gr.skip()}
+        runs = shared.kept(owner)
         best = [trace for one, trace in sorted(runs, key=lambda run: run[0] != shown) if trace.picture is not None]
         # Of a stopped run there is none: then the newest that has one; and without any, the box asks for a picture itself.
-        return {start: gr.skip() if now or not best else result_of(best[0])}
-
-    def receive(sent: Sent | None, owner: str | None, request: gr.Request) -> dict:
-        if sent is None or sent.tab != name:
+        if now or not best:
             return {start: gr.skip()}
+        r = best[0].request
+        words = {controls.prompt: r.prompt, controls.negative: r.negative} if controls and with_words else {}
+        return {start: result_of(best[0])} | words
+
+    def here(sent: Sent | None) -> None:
+        if sent is None or sent.tab != name:
+            raise gr.Error("Sent to another tab.", visible=False, print_exception=False)
+
+    def receive(sent: Sent, owner: str | None, request: gr.Request) -> dict:
         try:
-            trace = shared.trace_of(sent.run, owner)
-            filled = controls.restored(trace.request) if controls else {}
+            going_on = sent.run in engine.mine(common.owner_of(owner))
+            r = engine.request(sent.run) if going_on else shared.trace_of(sent.run, owner).request
+            filled = controls.restored(r) if controls else {}
             if not sent.again:
-                return filled | {start: result_of(trace)}
-            if kind_of(trace.request) != name or not trace.request.source:
+                return filled | {start: result_of(shared.trace_of(sent.run, owner))}
+            if kind_of(r) != name or not r.source:
                 return {start: gr.skip()}
-            return filled | {start: trace.request.source.whole.image} | (again(trace.request) if again else {})
+            return filled | {start: r.source.whole.image} | (again(r) if again else {})
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 
-    tab.select(first, [start, shared.owner, shared.shown], [start], **LOOK)
-    shared.sent.change(receive, [shared.sent, shared.owner], [start, *(controls.all if controls else []), *(extra or [])], **LOOK)
+    # Gradio loses the properties of a number in a tab that was never opened if it is told anything, even to leave it alone:
+    # so a tab hears of what is sent to it only.
+    arrived = shared.sent.change(here, shared.sent, None, **LOOK)
+    arrived.success(receive, [shared.sent, shared.owner], [start, *(controls.all if controls else []), *(extra or [])], **LOOK)
+    tab.select(first, [start, shared.owner, shared.shown], [start, *(controls.all[:2] if controls else [])], **LOOK)
+    return arrived
 
 
 def sending(shared: Shared, sent: Sent) -> dict:
@@ -398,10 +437,27 @@ def send_row(shared: Shared, name: str, run: gr.State) -> None:
             button.click(send, [run, shared.owner], [shared.sent, shared.shown, shared.tabs], **LOOK)
 
 
-def answer(engine: LocalEngine, wanted: Callable[[], Request], request: gr.Request) -> tuple[Image.Image, dict]:
-    """What a public endpoint answers: the picture, with its settings in a text chunk of the PNG, and everything that made it."""
-    try:
-        trace = engine.result(engine.submit(wanted(), f"api {request.session_hash}"))
-        return render.signed(trace), trace.settings()
-    except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from None
+# --- programs ---------------------------------------------------------------------------------------------------------------------
+
+
+def public(endpoint: Callable) -> Callable:
+    """A public endpoint, which says what it refuses in core's own words."""
+
+    @wraps(endpoint)  # Gradio reads the names of its values
+    def answer(*values):
+        try:
+            return endpoint(*values)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return answer
+
+
+def caller(request: gr.Request) -> str:
+    """The owner of what a program asks for."""
+    return f"api {request.session_hash}"
+
+
+def drawn(engine: LocalEngine, wanted: Request, request: gr.Request) -> Trace:
+    """A run for a program, when it is finished."""
+    return engine.result(engine.submit(wanted, caller(request)))

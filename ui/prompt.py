@@ -274,7 +274,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     busy = {run: gr.update(visible=False), stop: gr.update(visible=True)}
     idle = {run: gr.update(visible=True), stop: gr.update(visible=False)}
 
-    def restored(request: Request) -> dict:
+    def restored(request: Request, owner: str) -> dict:
         """The controls set to a run's settings."""
         r = request
         start, end = r.interval or (None, None)
@@ -292,7 +292,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             first_step,
             last_step,
         ]
-        model = {shared.model: r.model} if r.model in engine.for_role("base") else {}
+        model = {shared.model: r.model} if r.model in engine.for_role("base", owner) else {}
         return dict(zip(controls, values, strict=False)) | model
 
     def watch(one: str, owner: str, language: str) -> Iterator[dict]:
@@ -333,11 +333,11 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         if trace is None:
             page |= {viewer: common.packed(viewing.empty(language))}
         else:
-            page |= restored(trace.request) | ({shared.model: shared.default} if newest == EXAMPLE_RUN else {})
+            page |= restored(trace.request, owner) | ({shared.model: shared.default} if newest == EXAMPLE_RUN else {})
             page |= {shown: newest, inside: newest, viewer: common.packed(viewing.finished(trace, newest, language))}
         if going:
             del page[viewer]
-            page |= restored(engine.request(going[0]))
+            page |= restored(engine.request(going[0]), owner)
         return page | {job: going[0] if going else ""}
 
     def resume(owner: str, one: str, request: gr.Request) -> Iterator[dict]:
@@ -356,15 +356,17 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         language, owner = common.language(request), common.owner_of(owner)
         act, one = common.event_value(event, "act"), common.event_value(event, "job")
         if act == "forget":  # on a shared machine the next person must not find them
+            shared.trainings.forget_all(owner)
             engine.forget(owner)
-            return opening(common.owner_of(None), language) | {compare: gr.update(visible=False)}
+            gone = {compare: gr.update(visible=False), shared.trained: time.time()}
+            return opening(common.owner_of(None), language) | gone
         try:
             trace = shared.trace_of(one, owner)
             if act == "restore" and (kind := pictures.kind_of(trace.request)):  # the tab that made it has the controls for it
                 return pictures.sending(shared, pictures.Sent(kind, one, time.time(), again=True))
             if act == "restore":
                 common.warn_of(trace.settings(), language)
-                return restored(trace.request)
+                return restored(trace.request, owner)
             if act == "compare":
                 return comparison(trace, shared.trace_of(at, owner), language)
         except ValueError as error:
@@ -391,9 +393,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     def weaken(owner: str | None, at: str, request: gr.Request) -> dict:
         """The settings of the run in the viewer, but guidance 1."""
         try:
-            trace = shared.trace_of(at, common.owner_of(owner))
+            owner = common.owner_of(owner)
+            trace = shared.trace_of(at, owner)
             common.warn_of(trace.settings(), common.language(request))
-            return {before: at} | restored(trace.request) | {guidance: "1"}
+            return {before: at} | restored(trace.request, owner) | {guidance: "1"}
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 
@@ -413,18 +416,22 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 
-    def open_file(path: str, request: gr.Request) -> dict:
-        language = common.language(request)
+    def open_file(path: str, stored: str | None, request: gr.Request) -> dict:
+        language, owner = common.language(request), common.owner_of(stored)
         try:
             settings = read_settings(path)
-            wanted, missing = settings_of(settings, engine.allowed)
+            wanted, missing = settings_of(settings, (*engine.allowed, *engine.for_role("base", owner)))
         except ValueError as error:
             raise common.refusal(language, error) from None
         if missing:
             gr.Warning(texts.say(language, "no_model", model=html.escape(missing)), title="")
         common.warn_of(settings, language)
         gr.Info(texts.say(language, "status_restored"), title="", duration=4)
-        return restored(wanted)
+        return restored(wanted, owner)
+
+    def take_over(wanted: tuple[Request, float], owner: str | None) -> dict:
+        """Settings that another tab hands over."""
+        return restored(wanted[0], common.owner_of(owner))
 
     def show_tokens(text: str, request: gr.Request) -> str:
         try:
@@ -444,15 +451,29 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     stop.click(halt, job, None, **QUICK)
     for box, strip, handler in ((prompt, prompt_tokens, show_prompt), (negative, negative_tokens, show_tokens)):
         gr.on([demo.load, box.change], handler, box, strip, trigger_mode="always_last", **QUICK)
-    chosen = [viewer, runs, shown, inside, job, shared.owner, compare, both, changes, shared.sent, shared.tabs, *controls]
+    chosen = [
+        viewer,
+        runs,
+        shown,
+        inside,
+        job,
+        shared.owner,
+        compare,
+        both,
+        changes,
+        shared.sent,
+        shared.tabs,
+        shared.trained,
+        *controls,
+    ]
     for strip in (viewer, runs):
         strip.pick(pick, [shared.owner, shown], chosen, **LOOK)
-    shared.wanted.change(lambda wanted: restored(wanted[0]), shared.wanted, controls, **QUICK)
+    shared.wanted.change(take_over, [shared.wanted, shared.owner], controls, **QUICK)
     tab.select(come_back, [shared.owner, shown, inside], [viewer, runs, shown, inside], **LOOK)
     close.click(lambda: gr.update(visible=False), None, compare, **QUICK)
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)", api_visibility="private")
     reuse.click(reuse_seed, [shared.owner, shown], seed, **LOOK)
-    opened.upload(open_file, opened, controls, **LOOK)
+    opened.upload(open_file, [opened, shared.owner], controls, **LOOK)
     started = attempt.click(weaken, [shared.owner, shown], [before, *controls], **LOOK)
     drawn = started.success(draw, [shared.owner, *controls], seen, **WATCH)
     drawn.success(compare_both, [shared.owner, before, shown], [compare, both, changes], **LOOK)
@@ -462,13 +483,11 @@ def build(shared: Shared, tab: gr.Tab) -> None:
 def generate(engine: LocalEngine, default: str) -> None:
     """The tab's one public endpoint. Its values come raw, so that a wrong one meets the request's own sentence."""
 
+    @pictures.public
     def generate(prompt, negative, seed, steps, guidance, scheduler, request: gr.Request):
         """Draws a picture; answers with it, its settings in a text chunk of the PNG, and with everything that made it as JSON."""
-        try:
-            wanted = Request(prompt, negative, seed, steps, guidance, scheduler, model=default)
-            trace = engine.result(engine.submit(wanted, f"api {request.session_hash}"))
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        wanted = Request(prompt, negative, seed, steps, guidance, scheduler, model=default)
+        trace = pictures.drawn(engine, wanted, request)
         return render.signed(trace), trace.settings()
 
     defaults = {

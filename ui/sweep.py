@@ -765,7 +765,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     stop.click(halt, job, None, **QUICK)
     gr.on([field.change for field in fields], reckon, fields, price, trigger_mode="always_last", **QUICK)
     axis.input(turn, [axis, values], [values, names, how], **QUICK)
-    view.pick(pick, [shared.owner, seen], [file, shared.wanted, shared.shown, seen, *shapes], **LOOK)
+    # "multiple": one may choose a cell and press a button of it before the first is answered.
+    view.pick(pick, [shared.owner, seen], [file, shared.wanted, shared.shown, seen, *shapes], trigger_mode="multiple", **LOOK)
     take.click(take_run, [shared.owner, shared.shown], [prompt, negative, steps, seed, scheduler, width, height], **LOOK)
     begun = attempt.click(preset, None, [prompt, scales, axis, negative], **LOOK)
     begun.success(turn, [axis, values], [values, names, how], **LOOK)

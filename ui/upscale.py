@@ -281,13 +281,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             model = pictures.model_menu(shared, "upscale", ["upscale"])
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
             before = gr.HTML("", apply_default_css=False, elem_id="upscale-before")
-            glass = gr.HTML(
-                common.packed({"kind": "none"}),
-                html_template=common.script("lens.html"),
-                js_on_load=common.script("lens.js"),
-                apply_default_css=False,
-                elem_id="upscale-lens",
-            )
+            glass = viewing.view("lens", "upscale-lens")
             with gr.Row(elem_classes="try"):
                 gr.HTML(i18n("upscale_try"), html_template="<p>${value}</p>", apply_default_css=False, min_width=200)
                 attempt = gr.Button(i18n("upscale_try_button"), elem_id="upscale-try", scale=0, min_width=96)
@@ -390,17 +384,14 @@ def build(shared: Shared, tab: gr.Tab) -> None:
 def endpoint(engine: LocalEngine, default: str) -> None:
     """The tab's one public endpoint. Its values come raw, so that a wrong one meets core's own sentence."""
 
+    @pictures.public
     def upscale(picture, prompt, noise_level, side, negative, seed, steps, guidance, scheduler, in_tiles, request: gr.Request):
         """Enlarges a picture (PNG, JPEG or WebP) four times, of its long side at most `side` pixels; in_tiles: piece by piece. Answers
         with the picture, its settings in a text chunk of the PNG, and with everything that made it as JSON."""
-        owner = f"api {request.session_hash}"
-        try:
-            small = small_of(picture, side)
-            wanted = request_of(small, noise_level, default, prompt, negative, guidance, steps, seed, scheduler)
-            trace = pieced(wanted, owner) if in_tiles else engine.result(engine.submit(wanted, owner))
-            return render.signed(trace), trace.settings()
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        small = small_of(picture, side)
+        wanted = request_of(small, noise_level, default, prompt, negative, guidance, steps, seed, scheduler)
+        trace = pieced(wanted, pictures.caller(request)) if in_tiles else pictures.drawn(engine, wanted, request)
+        return render.signed(trace), trace.settings() | {"notices": list(small.notices)}
 
     def pieced(wanted: Request, owner: str) -> Trace:
         began = time.perf_counter()

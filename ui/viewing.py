@@ -11,15 +11,20 @@ from ui import common, render, texts
 from ui.common import EXAMPLE_RUN
 
 
-def viewer(elem_id: str) -> gr.HTML:
-    """The component that `live`, `finished` and `empty` make values for."""
+def view(name: str, elem_id: str) -> gr.HTML:
+    """A view with a script of its own: ui/{name}.html and ui/{name}.js. Its value is what common.packed makes."""
     return gr.HTML(
         common.packed({"kind": "none"}),
-        html_template=common.script("viewer.html"),
-        js_on_load=common.script("viewer.js"),
+        html_template=common.script(f"{name}.html"),
+        js_on_load=common.script(f"{name}.js"),
         apply_default_css=False,
         elem_id=elem_id,
     )
+
+
+def viewer(elem_id: str) -> gr.HTML:
+    """The component that `live`, `finished` and `empty` make values for."""
+    return view("viewer", elem_id)
 
 
 def follow(engine: LocalEngine, job: str, language: str) -> Iterator[dict]:
@@ -34,19 +39,17 @@ def follow(engine: LocalEngine, job: str, language: str) -> Iterator[dict]:
         yield finished(engine.result(job), job, language)
 
 
-def live(snapshot: Snapshot, language: str, from_picture: bool = False) -> dict:
-    """A run that goes on: its place, or its newest step."""
+def status_of(snapshot: Snapshot, language: str, from_picture: bool = False) -> str:
+    """What a run does now, in words."""
     starting = "starting_picture" if from_picture else "starting"
     key = starting if snapshot.state == "running" and not snapshot.i else snapshot.state
     left = snapshot.seconds_left or 0
-    status = texts.say(
-        language,
-        f"status_{key}",
-        place=snapshot.place,
-        i=snapshot.i,
-        count=snapshot.count,
-        seconds=f"{left:.1f}" if left < 10 else f"{left:.0f}",
-    )
+    seconds = f"{left:.1f}" if left < 10 else f"{left:.0f}"
+    return texts.say(language, f"status_{key}", place=snapshot.place, i=snapshot.i, count=snapshot.count, seconds=seconds)
+
+
+def live(snapshot: Snapshot, language: str, from_picture: bool = False) -> dict:
+    """A run that goes on: its place, or its newest step."""
     pictures = {}
     if snapshot.preview is not None and snapshot.noisy is not None:
         pictures = {
@@ -57,7 +60,7 @@ def live(snapshot: Snapshot, language: str, from_picture: bool = False) -> dict:
         "kind": "live",
         "job": snapshot.job,
         "state": snapshot.state,
-        "status": status,
+        "status": status_of(snapshot, language, from_picture),
         "i": snapshot.i,
         "count": snapshot.count,
         **pictures,

@@ -1,0 +1,729 @@
+"""DreamBooth: a few photos of one thing, a rare word for it, and a model that has learned to draw it (Ruiz et al. 2023).
+
+Read `train` first, then `Learner.loss`. A training step is the way into noise and one look back, with the photo's noise known:
+
+    z = VAE(photo)      x = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps      loss = |UNet(x, t, "a photo of sks dog") - eps|^2
+
+Prior preservation adds the same loss for pictures that the base model itself drew of the class ("a photo of dog"): so it does not forget
+what other dogs look like. The VAE's latents and the text's embeddings are computed once; a step is the UNet's alone.
+
+B batch · h, w latent height and width · D text width
+"""
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.optimization import get_scheduler
+from peft import LoraConfig
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from core import attention, checkpoints, images, latents, likeness, models, schedulers, text
+from core.models import StableDiffusion
+from core.sampling import Request, check_number, check_text, check_whole, denoise_many
+
+METHODS = ("lora", "full")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+SIZES = (3, 30)  # photos
+MAX_PROMPTS = 8
+UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention's four matrices
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+CLASS_SEED = 2**31  # of the first class picture: none that a preview draws
+GUIDANCE = 4.0  # of class pictures and previews: at 7.5, drawn, learned and drawn again, the class came back garish
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a training depends on beside its pictures. Checked when made: ValueError with one sentence."""
+
+    instance_prompt: str  # with a rare word for the one thing: "a photo of sks dog"
+    class_prompt: str  # what kind of thing it is: "a photo of dog"
+    model: str = "emoji"
+    method: str = "lora"  # or "full": every weight of the UNet
+    rank: int = 4  # LoRA: W + alpha / rank * B A, with B (out, rank) and A (rank, in)
+    alpha: float = 4.0
+    targets: tuple[str, ...] = UNET_TARGETS  # ends of the names of the UNet's modules that get one
+    text_encoder: bool = False  # trained along
+    prior_weight: float = 1.0  # of the class pictures' loss
+    class_images: int = 0  # 0 = no prior preservation
+    steps: int = 500  # updates of the weights
+    batch: int = 1  # photos a pass; as many class pictures beside them
+    accumulation: int = 1  # passes an update
+    rate: float = 1e-4
+    schedule: str = "constant"  # one of SCHEDULES
+    warmup: int = 0  # steps
+    snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023), 5 is usual; None = off
+    noise_offset: float = 0.0
+    grad_norm: float = 1.0  # gradients are cut to this length
+    weight_decay: float = 1e-2
+    gradient_checkpointing: bool = False  # less memory, a third more time
+    adam8bit: bool = False  # where bitsandbytes and a GPU are; plain AdamW elsewhere
+    precision: str = "fp32"  # of the passes; the weights that are trained stay in float32
+    seed: int = 0
+    flip: bool = False  # every photo mirrored too
+    preview_every: int = 100  # 0 = never
+    prompts: tuple[str, ...] = ()  # of the previews; none: the instance prompt. The class prompt is always drawn beside them
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name, words in (("instance prompt", self.instance_prompt), ("class prompt", self.class_prompt)):
+            check_text(name, words)
+            if not words.strip():
+                raise ValueError(f"The {name} is empty; say what the photos show.")
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError("The training names no model; choose one.")
+        for name, value, allowed in (
+            ("method", self.method, METHODS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("precision", self.precision, tuple(PRECISIONS)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"There is no {name} {str(value)[:40]!r}; choose one of {', '.join(allowed)}.")
+        for name, value, low, high in (
+            ("rank", self.rank, 1, 256),
+            ("number of class pictures", self.class_images, 0, 1000),
+            ("steps", self.steps, 1, 20_000),
+            ("batch", self.batch, 1, 64),
+            ("accumulation", self.accumulation, 1, 64),
+            ("warm-up", self.warmup, 0, 20_000),
+            ("seed", self.seed, 0, 2**32 - 1),
+            ("number of steps between two previews", self.preview_every, 0, 20_000),
+            ("number of steps between two checkpoints", self.checkpoint_every, 1, 20_000),
+        ):
+            check_whole(name, value, low, high)
+        for name, value, low, high in (
+            ("alpha", self.alpha, 0.01, 1024),
+            ("prior weight", self.prior_weight, 0, 10),
+            ("learning rate", self.rate, 1e-8, 1),
+            ("noise offset", self.noise_offset, 0, 1),
+            ("gradient's length", self.grad_norm, 0.01, 1000),
+            ("weight decay", self.weight_decay, 0, 1),
+        ):
+            check_number(name, value, low, high)
+        if self.snr_gamma is not None:
+            check_number("SNR gamma", self.snr_gamma, 0.1, 100)
+        for name in ("text_encoder", "gradient_checkpointing", "adam8bit", "flip"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"The setting {name} is {str(getattr(self, name))[:40]}; it is true or false.")
+        for name, words in (("prompts", self.prompts), ("targets", self.targets)):
+            if not isinstance(words, tuple) or not all(isinstance(one, str) and one.strip() for one in words):
+                raise ValueError(f"The {name} are no list of words; give one or more, or none.")
+        if not self.targets:
+            raise ValueError(f"LoRA has no modules to train; give some, as in {', '.join(UNET_TARGETS)}.")
+        if len(self.prompts) > MAX_PROMPTS:
+            raise ValueError(f"{len(self.prompts)} prompts are too many for a preview; give at most {MAX_PROMPTS}.")
+        for words in self.prompts:
+            check_text("preview's prompt", words)
+
+    @classmethod
+    def of(cls, values: Mapping) -> "Recipe":
+        """A recipe from plain values, as JSON gives them back; names that it does not have are passed over.
+
+        Raises ValueError for a value that no recipe can have, TypeError where a prompt is missing.
+        """
+        known: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name in cls.__dataclass_fields__
+        }
+        return cls(**known)
+
+    def facts(self) -> dict:
+        """The recipe as plain values."""
+        return asdict(self)
+
+    @property
+    def prior(self) -> bool:
+        return self.class_images > 0 and self.prior_weight > 0
+
+    @property
+    def identifier(self) -> str:
+        """The rare word: what the instance prompt says and the class prompt does not. "" if there is nothing."""
+        usual = set(self.class_prompt.split())
+        return " ".join(word for word in self.instance_prompt.split() if word not in usual)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The prompts of the subject's previews."""
+        return self.prompts or (self.instance_prompt,)
+
+
+_SKS: dict[str, Any] = {"instance_prompt": "a photo of sks dog", "class_prompt": "a photo of dog"}
+PRESETS: dict[str, Recipe] = {
+    # Tuned by scripts/evaluate_dreambooth.py on the ten sample subjects.
+    "embedded": Recipe(
+        instance_prompt="a sks dog",
+        class_prompt="a dog",
+        rank=16,
+        alpha=16.0,
+        targets=(
+            *UNET_TARGETS,
+            "proj_in",
+            "proj_out",
+            "ff.net.0.proj",
+            "ff.net.2",
+            "conv1",
+            "conv2",
+        ),  # small: it needs all it has
+        text_encoder=True,
+        steps=220,
+        batch=4,
+        rate=2e-3,
+        class_images=8,
+        precision="bf16",
+        prompts=("a sks dog on a blue background", "a sks dog on a red background", "an oil painting of a sks dog"),
+        preview_every=55,
+        checkpoint_every=55,
+    ),
+    # The hackathon's notebook (huggingface/diffusion-models-class, hackathon/dreambooth.ipynb).
+    "hackathon": Recipe(
+        **_SKS,
+        model="sd15",
+        method="full",
+        rate=2e-6,
+        steps=400,
+        gradient_checkpointing=True,
+        adam8bit=True,
+        seed=3434554,
+        precision="fp16",
+    ),
+    # diffusers' examples/dreambooth/README.md, the LoRA recipe.
+    "diffusers LoRA": Recipe(**_SKS, model="sd15", rate=1e-4, rank=4, alpha=4.0, steps=500, seed=0, precision="fp16"),
+    # "Training Stable Diffusion with DreamBooth" (2022), the recipe for faces; class pictures as in diffusers' README.
+    "faces": Recipe(
+        instance_prompt="a photo of sks person",
+        class_prompt="a photo of person",
+        model="sd15",
+        method="full",
+        rate=1e-6,
+        steps=1000,
+        batch=2,
+        class_images=200,
+        gradient_checkpointing=True,
+        adam8bit=True,
+        precision="fp16",
+    ),
+}
+
+
+class Diverged(ValueError):
+    """The loss left all bounds; what was saved before is good."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a preview."""
+
+    prompt: str
+    seed: int
+    kind: str  # "subject", or "class": the class prompt alone
+    image: Tensor  # (3, H, W) in [-1, 1], on the CPU
+    likeness: float | None  # to the photos, mean cosine of embeddings; None without an embedder
+    nearest: int  # the photo that it resembles most
+    distance: float  # and how far that is, in grey levels of 255
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the model draws now. Means are over the pictures of one kind."""
+
+    step: int  # 0 = the base model
+    pictures: tuple[Picture, ...]
+    likeness: float | None  # of the subject's pictures to the photos
+    distance: float  # of the subject's pictures to their nearest photos
+    drift: float | None  # of the class pictures from what the base model drew: 0 = nothing forgotten
+    attention: Tensor | None  # (h, w): where the first subject picture looked for the rare word; None without one
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One update of the weights."""
+
+    step: int  # from 1
+    count: int
+    loss: float  # instance_loss + prior_weight * prior_loss
+    instance_loss: float
+    prior_loss: float | None  # None without class pictures
+    rate: float  # the learning rate of this step
+    grad_norm: float  # the gradient's length, before it was cut
+    seconds: float  # of the step, the preview not counted
+    preview: Preview | None = None
+
+
+def train(
+    sd: StableDiffusion,
+    recipe: Recipe,
+    pictures: Sequence[Image.Image],
+    class_pictures: Sequence[Image.Image] = (),
+    folder: Path | None = None,
+    accelerator: Any = None,
+    watch: "Watch | None" = None,
+) -> Iterator[TrainStep]:
+    """Teaches a copy of sd what the pictures show, one update at a time. sd stays as it is.
+
+    With a folder, checkpoints are written into it (core/checkpoints.py), and a training that was stopped, or killed, goes on from the
+    newest: whoever closes the generator can go on from exactly there. accelerator: accelerate's, of a training on several devices.
+    watch: draws the previews; made here where it is not given. core/preflight.py looks at everything beforehand.
+    Raises ValueError if the model or the number of pictures does not fit, Diverged as soon as the loss does.
+    """
+    check(sd, recipe, len(pictures), len(class_pictures))
+    learner = Learner(sd, recipe, accelerator)
+    photos = moments(sd, pictures, recipe.flip, learner.device)  # (N, 2, 4, h, w)
+    priors = moments(sd, class_pictures, False, learner.device) if recipe.prior else None
+    watch = watch or Watch(sd, recipe, pictures, learner.device)
+    begun = learner.resume(folder) if folder else 0
+
+    for step in range(begun + 1, recipe.steps + 1):
+        began, rate = time.perf_counter(), float(learner.schedule.get_last_lr()[0])
+        random = random_of(recipe.seed, step, learner.process)
+        torch.manual_seed(int(torch.randint(2**31, (), generator=random)))  # for dropout, of models that have it
+        said = torch.zeros(2, device=learner.device)
+        for turn in range(recipe.accumulation):
+            place = ((step - 1) * recipe.accumulation + turn) * learner.processes + learner.process  # of this pass among all
+            batch = draw(photos, recipe, place, random, 0)
+            prior = None if priors is None else draw(priors, recipe, place, random, 1)
+            said += learner.backward(batch, prior, random, last=turn + 1 == recipe.accumulation)
+        instance_loss, prior_loss = learner.mean(said / recipe.accumulation)
+        loss = instance_loss + recipe.prior_weight * prior_loss
+        learner.watch_loss(step, loss, rate)
+        grad_norm = learner.update(step, rate)
+        seconds = time.perf_counter() - began
+
+        due = recipe.preview_every and learner.process == 0 and (step % recipe.preview_every == 0 or step == recipe.steps)
+        preview = watch.look(step, learner.model()) if due else None
+        save = step % recipe.checkpoint_every == 0 or step == recipe.steps
+        try:
+            prior_said = prior_loss if priors is not None else None
+            yield TrainStep(step, recipe.steps, loss, instance_loss, prior_said, rate, grad_norm, seconds, preview)
+        except GeneratorExit:
+            save = True
+            raise
+        finally:
+            if save and folder:
+                learner.save(folder, step)
+
+
+def check(sd: StableDiffusion, recipe: Recipe, pictures: int, class_pictures: int) -> None:
+    """Raises ValueError with one sentence if this cannot be trained."""
+    if sd.unet.config.in_channels != sd.vae.config.latent_channels:
+        raise ValueError(f"The model {sd.name} sees more than latents; train a base model.")
+    check_count(pictures)
+    if recipe.prior and class_pictures < recipe.class_images:
+        raise ValueError(f"There are {class_pictures} class pictures of {recipe.class_images}; let them be drawn first.")
+
+
+def check_count(pictures: int) -> None:
+    low, high = SIZES
+    if not low <= pictures <= high:
+        raise ValueError(f"There are {pictures} pictures; give {low} to {high} of one thing.")
+
+
+# --- randomness: step n depends on n alone, so a training can be taken up again without having to remember its dice -------------------
+
+
+def random_of(*numbers: int) -> torch.Generator:
+    """A generator of its own for (seed, step, process): neighbouring numbers give unrelated draws."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) % 2**63)
+
+
+def draw(moments: Tensor, recipe: Recipe, place: int, random: torch.Generator, kind: int) -> Tensor:
+    """The place-th batch of latents, (B, 4, h, w): each round goes through all pictures in an order of its own, and the VAE's posterior
+    is sampled anew, mean + std * noise. moments: (N, 2, 4, h, w); kind: 0 photos, 1 class pictures."""
+    rounds = [divmod(place * recipe.batch + row, len(moments)) for row in range(recipe.batch)]
+    orders = {n: torch.randperm(len(moments), generator=random_of(recipe.seed, kind, n, 1)) for n, _ in rounds}
+    mean, std = moments[torch.stack([orders[n][at] for n, at in rounds]).to(moments.device)].unbind(1)
+    return mean + std * torch.randn(mean.shape, generator=random).to(mean)
+
+
+# --- what is computed once ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def moments(sd: StableDiffusion, pictures: Sequence[Image.Image], flip: bool, device: torch.device) -> Tensor:
+    """Mean and standard deviation of each picture's latents, (N, 2, 4, h, w) float32; with flip, those of the mirrored ones follow."""
+    vae = models.on(sd, device).vae
+    pixels = pixels_of(sd, pictures)
+    if flip:
+        pixels = torch.cat([pixels, pixels.flip(-1)])
+    found = []
+    for few in pixels.split(8):
+        posterior = vae.encode(few.to(device, vae.dtype)).latent_dist
+        found.append(torch.stack([posterior.mean, posterior.std], 1).float() * sd.vae.config.scaling_factor)
+    return torch.cat(found)
+
+
+def pixels_of(sd: StableDiffusion, pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures at the model's own size, the middle of each, (N, 3, H, W) in [-1, 1]."""
+    return torch.cat([latents.pixels_of(images.cover(picture, sd.size, sd.size)) for picture in pictures])
+
+
+def class_pictures(sd: StableDiffusion, recipe: Recipe, first: int, count: int) -> Iterator[Image.Image]:
+    """What the base model draws of the class, for prior preservation: the pictures number first .. count - 1."""
+    for start in range(first, count, 8):
+        asked = [
+            Request(recipe.class_prompt, seed=CLASS_SEED + k, guidance=GUIDANCE, model=sd.name)
+            for k in range(start, min(start + 8, count))
+        ]
+        for picture in drawn(sd, asked)[0]:
+            yield image_of(picture)
+
+
+def class_name(sd: StableDiffusion, recipe: Recipe) -> str:
+    """What the class pictures depend on, in sixteen signs."""
+    about = Request(recipe.class_prompt, seed=CLASS_SEED, guidance=GUIDANCE, model=sd.source).facts()
+    return hashlib.sha256(json.dumps([sd.revision, about], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def image_of(picture: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] -> RGB."""
+    return Image.fromarray(((picture / 2 + 0.5).clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy())
+
+
+def drawn(sd: StableDiffusion, asked: list[Request], record: attention.Record | None = None) -> tuple[Tensor, list]:
+    """Pictures (N, 3, H, W) in [-1, 1] on the CPU, and the attention that was recorded of the first one's steps."""
+    maps, last = [], []
+    for last in denoise_many(sd, asked, record):
+        maps.append({layer: p[-1:].cpu() for layer, p in last[0].attention.items()})
+    return torch.cat([latents.decode(sd, step.x_next).float().cpu() for step in last]), maps
+
+
+# --- the training itself --------------------------------------------------------------------------------------------------------------
+
+
+class Learner:
+    """The copies that are trained, the optimizer, and how one pass and one update go."""
+
+    def __init__(self, sd: StableDiffusion, recipe: Recipe, accelerator: Any = None):
+        self.sd, self.recipe, self.accelerator = sd, recipe, accelerator
+        self.device: torch.device = accelerator.device if accelerator else sd.device
+        self.process, self.processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        self.dtype = PRECISIONS[recipe.precision]
+        self.half = recipe.precision == "fp16"
+        self.bars = schedulers.training_bars(sd.scheduler_config).float().to(self.device)  # (1000,)
+
+        self.unet = self.prepared(sd.unet, recipe.targets)
+        # The fused kernel's backward is slow on a CPU: 29 samples a second against 46.
+        self.unet.set_attn_processor(AttnProcessor() if self.device.type == "cpu" else AttnProcessor2_0())
+        self.encoder = self.prepared(sd.text_encoder, TEXT_TARGETS) if recipe.text_encoder else None
+        if recipe.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+            if self.encoder is not None:
+                self.encoder.gradient_checkpointing_enable()
+        parts = {"unet": self.unet, **({"text_encoder": self.encoder} if self.encoder is not None else {})}
+        self.trained = {key_of(part, n): p for part, m in parts.items() for n, p in m.named_parameters() if p.requires_grad}
+
+        self.optimizer = optimizer(recipe, list(self.trained.values()), self.device)
+        self.schedule = get_scheduler(
+            recipe.schedule, self.optimizer, num_warmup_steps=recipe.warmup, num_training_steps=recipe.steps
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half)
+        self.course = Course()
+        prompts = [recipe.instance_prompt, *([recipe.class_prompt] if recipe.prior else [])]
+        self.ids = torch.tensor([text.tokenize(sd, prompt).ids for prompt in prompts], device=self.device)  # (1 or 2, 77)
+        self.words = self.embedded(prompts) if self.encoder is None else None  # (1 or 2, 77, D)
+        self.forward: Any = self.unet  # what is called: with several processes, wrapped so that they share their gradients
+        self.encode: Any = self.encoder
+        if accelerator:
+            self.forward = accelerator.prepare(self.unet)
+            self.encode = accelerator.prepare(self.encoder) if self.encoder is not None else None
+
+    def prepared(self, shared: Any, targets: tuple[str, ...]) -> Any:
+        """A copy that can be trained: with an adapter beside its own weights, or with all of them."""
+        module = copy.deepcopy(shared).to(self.device).train()
+        if self.recipe.method == "full":
+            return module.float().requires_grad_(True)
+        module.requires_grad_(False)
+        frozen = self.dtype if self.device.type == "cuda" and self.dtype else torch.float32  # those need no more
+        if module.dtype != frozen:
+            module.to(frozen)
+        with torch.random.fork_rng(devices=[]):  # A is drawn, B is zero: the first picture is the base model's
+            torch.manual_seed(self.recipe.seed)
+            config = LoraConfig(
+                r=self.recipe.rank,
+                lora_alpha=self.recipe.alpha,  # pyright: ignore[reportArgumentType]
+                target_modules=list(targets),
+                init_lora_weights="gaussian",
+            )
+            try:
+                module.add_adapter(config)
+            except ValueError as error:
+                raise ValueError(f"The model has no modules {', '.join(targets)}; name others for LoRA.") from error
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return module
+
+    @torch.no_grad()
+    def embedded(self, prompts: list[str]) -> Tensor:
+        there = models.on(self.sd, self.device)
+        return torch.cat([text.encode(there, prompt) for prompt in prompts]).float()
+
+    def loss(self, batch: Tensor, prior: Tensor | None, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The two losses of one pass, as in diffusers' train_dreambooth: photos and class pictures go through the UNet together.
+
+        batch, prior: clean latents (B, 4, h, w)."""
+        recipe = self.recipe
+        z = batch if prior is None else torch.cat([batch, prior])  # (B or 2 B, 4, h, w)
+        t = torch.randint(len(self.bars), (len(z),), generator=random).to(self.device)
+        noise = torch.randn(z.shape, generator=random)
+        if recipe.noise_offset:
+            noise = noise + recipe.noise_offset * torch.randn((*z.shape[:2], 1, 1), generator=random)
+        noise = noise.to(z)
+        bar = self.bars[t][:, None, None, None]
+        x = bar.sqrt() * z + (1 - bar).sqrt() * noise
+        # What the UNet should say: the noise, or v (Salimans & Ho 2022, appendix D).
+        target = noise if self.sd.prediction_type == "epsilon" else bar.sqrt() * noise - (1 - bar).sqrt() * z
+
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            words: Any = self.words if self.encode is None else self.encode(self.ids)[0]  # (1 or 2, 77, D)
+            said = self.forward(x, t, words.repeat_interleave(recipe.batch, 0), return_dict=False)[0]
+        error = (said.float() - target).square().mean((1, 2, 3))  # (B or 2 B,)
+        own = error[: recipe.batch]
+        if recipe.snr_gamma is not None:
+            snr = (bar / (1 - bar)).flatten()[: recipe.batch]
+            own = own * snr.clamp(max=recipe.snr_gamma) / (snr if self.sd.prediction_type == "epsilon" else snr + 1)
+        return own.mean(), error[recipe.batch :].mean() if prior is not None else torch.zeros((), device=self.device)
+
+    def backward(self, batch: Tensor, prior: Tensor | None, random: torch.Generator, last: bool) -> Tensor:
+        """One pass forth and back. Returns both losses, (2,)."""
+        wait = nullcontext() if last or not self.accelerator else self.accelerator.no_sync(self.forward)
+        with wait:
+            own, others = self.loss(batch, prior, random)
+            loss = (own + self.recipe.prior_weight * others) / self.recipe.accumulation
+            self.scaler.scale(loss).backward()
+        return torch.stack([own.detach(), others.detach()])
+
+    def mean(self, losses: Tensor) -> list[float]:
+        """Over all processes."""
+        return (self.accelerator.reduce(losses, "mean") if self.accelerator else losses).tolist()
+
+    def watch_loss(self, step: int, loss: float, rate: float) -> None:
+        """Raises Diverged before the weights take in what is not finite, or where the smoothed loss has left its best far behind."""
+        if not np.isfinite(loss):
+            raise Diverged(
+                f"The loss was not finite at step {step}, with a learning rate of {rate:.1e}; what was saved before is good: "
+                "go on with a lower rate."
+            )
+        if self.course.left(loss):
+            raise Diverged(
+                f"The loss rose to {self.course.smooth:.2g}, over {Course.FAR} times its best of {self.course.best:.2g}, at step "
+                f"{step} with a learning rate of {rate:.1e}; what was saved before is good: go on with a lower rate."
+            )
+
+    def update(self, step: int, rate: float) -> float:
+        """The gradients become a step of the weights. Returns their length before it was cut."""
+        self.scaler.unscale_(self.optimizer)
+        length = float(nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.grad_norm))
+        if not np.isfinite(length) and not self.half:  # the scaler leaves such a step out, and scales less
+            self.watch_loss(step, length, rate)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return length if np.isfinite(length) else 0.0
+
+    # --- what is kept ---
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().cpu().contiguous() for name, p in self.trained.items()}
+
+    def model(self) -> StableDiffusion:
+        """The model as it is now, for drawing: the same copy that a checkpoint of this step would give."""
+        scale = self.recipe.alpha / self.recipe.rank
+        return models.on(models.with_weights(self.sd, {n: p.detach() for n, p in self.trained.items()}, scale), self.device)
+
+    def save(self, folder: Path, step: int) -> None:
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+        if self.process == 0:
+            if not all(p.isfinite().all() for p in self.trained.values()):
+                raise Diverged(
+                    f"The weights are not finite after step {step}; what was saved before is good: go on with a lower rate."
+                )
+            checkpoints.write(folder, step, lambda stage: self.write(stage, step))
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+
+    def write(self, stage: Path, step: int) -> None:
+        if self.recipe.method == "lora":
+            write_lora(stage, self.weights(), {p: m.peft_config["default"].to_dict() for p, m in self.parts.items()})
+        else:
+            save_file(self.weights(), stage / "weights.safetensors")
+        state = {
+            "step": step,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "course": self.course.__dict__,
+        }
+        with (stage / checkpoints.STATE).open("wb") as file:
+            torch.save(state, file)
+
+    def resume(self, folder: Path) -> int:
+        """Takes up the newest checkpoint that is whole, and returns its step; 0 if there is none."""
+        found = checkpoints.newest(folder, state=True)
+        if found is None:
+            return 0
+        weights, _ = models.trained_weights(found)
+        for name, parameter in self.trained.items():
+            parameter.data.copy_(weights[name])
+        state = torch.load(found / checkpoints.STATE, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.course = Course(**state["course"])
+        return state["step"]
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {"unet": self.unet, **({"text_encoder": self.encoder} if self.encoder is not None else {})}
+
+
+@dataclass
+class Course:
+    """Where the loss is going: the mean of some fifty steps, as single ones jump by a factor of a hundred with their time t."""
+
+    smooth: float = 0.0
+    best: float = float("inf")
+    seen: int = 0
+    above: int = 0  # steps in a row that the mean has been FAR above its best
+
+    FAR = 5
+    LONG = 50  # steps
+
+    def left(self, loss: float) -> bool:
+        """Takes in one more loss; true once the mean has been far above its best for long."""
+        self.seen += 1
+        share = max(1 / self.seen, 1 / self.LONG)
+        self.smooth += share * (loss - self.smooth)
+        if self.seen >= self.LONG:
+            self.best = min(self.best, self.smooth)
+            self.above = self.above + 1 if self.smooth > self.FAR * self.best else 0
+        return self.above >= self.LONG
+
+
+def key_of(part: str, name: str) -> str:
+    """A parameter's name in a checkpoint: "unet.<name>" or "text_encoder.<name>", as models.with_weights takes them."""
+    return f"{part}.{name.replace('.default.', '.').removeprefix('text_model.')}"
+
+
+def optimizer(recipe: Recipe, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    if recipe.adam8bit and device.type == "cuda":
+        try:
+            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+
+            return AdamW8bit(parameters, lr=recipe.rate, weight_decay=recipe.weight_decay)
+        except ImportError:
+            pass
+    return torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=recipe.weight_decay, fused=True)
+
+
+def write_lora(folder: Path, weights: Mapping[str, Tensor], configs: Mapping[str, dict]) -> None:
+    """The file that StableDiffusionPipeline.load_lora_weights reads, rank and alpha in its header."""
+    layers: dict[str, Any] = {}
+    for part in configs:
+        start, inner = f"{part}.", "text_model." if part == "text_encoder" else ""  # as every version of diffusers knows it
+        layers[f"{part}_lora_layers"] = {inner + n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)}
+    about: dict[str, Any] = {f"{part}_lora_adapter_metadata": config for part, config in configs.items()}
+    StableDiffusionPipeline.save_lora_weights(str(folder), **layers, **about)
+
+
+# --- previews -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Watch:
+    """Draws the same prompts from the same seeds at every look, and measures: learning, memorising, forgetting (core/likeness.py)."""
+
+    sd: StableDiffusion  # the base model
+    recipe: Recipe
+    photos: Sequence[Image.Image]
+    device: torch.device | None = None  # where pictures are drawn; None: where sd is
+    embedder: Callable[[Tensor], Tensor] | None = field(init=False)
+    measure: str | None = field(init=False)  # what embeds
+
+    def __post_init__(self) -> None:
+        self.embedder, self.measure = likeness.embedder_for(self.sd) or (None, None)
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        return pixels_of(self.sd, self.photos)  # (N, 3, H, W)
+
+    @cached_property
+    def embedded(self) -> Tensor | None:
+        return self.embedder(self.pixels) if self.embedder else None  # (N, D)
+
+    @cached_property
+    def spread(self) -> list[float]:
+        """How far each photo is from the nearest other one."""
+        return likeness.spread(self.pixels)
+
+    @cached_property
+    def alike(self) -> float | None:
+        """How alike the photos are among themselves: as good as a preview can be expected to be."""
+        if self.embedded is None:
+            return None
+        n = len(self.embedded)
+        return float(((self.embedded @ self.embedded.T).sum() - n) / (n * (n - 1)))
+
+    @cached_property
+    def before(self) -> Tensor | None:
+        """The class pictures of the base model, embedded."""
+        base = models.on(self.sd, self.device or self.sd.device)
+        return self.embedder(drawn(base, self.asked[len(self.recipe.shown) :])[0]) if self.embedder else None
+
+    @property
+    def asked(self) -> list[Request]:
+        """The subject's prompts, and the class prompt from the seeds of the first two."""
+        recipe, seeds = self.recipe, [(self.recipe.seed + k) % 2**32 for k in range(MAX_PROMPTS)]
+        own = [
+            Request(prompt, seed=seed, guidance=GUIDANCE, model=self.sd.name)
+            for prompt, seed in zip(recipe.shown, seeds, strict=False)
+        ]
+        return own + [Request(recipe.class_prompt, seed=seed, guidance=GUIDANCE, model=self.sd.name) for seed in seeds[:2]]
+
+    def look(self, step: int, now: StableDiffusion) -> Preview:
+        """What the model of this step draws."""
+        own, count = len(self.recipe.shown), len(self.asked)
+        pictures, maps = drawn(now, self.asked, attention.Record())
+        alike: list[float | None] = [None] * count
+        mean = drift = None
+        if self.embedder and self.embedded is not None:
+            embedded = self.embedder(pictures)
+            if step == 0:
+                self.__dict__["before"] = embedded[own:]  # so that they are not drawn again
+            near = likeness.likeness(embedded, self.embedded).tolist()
+            alike, mean = near, float(np.mean(near[:own]))
+            if self.before is not None:
+                drift = likeness.drift(embedded[own:], self.before)
+        found = likeness.nearest(pictures, self.pixels)
+        kinds = ["subject"] * own + ["class"] * (count - own)
+        made = [
+            Picture(r.prompt, r.seed, kind, image, like, which, far)
+            for r, kind, image, like, (which, far) in zip(self.asked, kinds, pictures, alike, found, strict=True)
+        ]
+        distance = float(np.mean([far for _, far in found[:own]]))
+        return Preview(step, tuple(made), mean, distance, drift, self.looked(now, maps))
+
+    def looked(self, now: StableDiffusion, maps: list) -> Tensor | None:
+        """Where the first picture looked for the rare word, (h, w)."""
+        wanted = self.recipe.identifier.split()
+        words = text.tokenize(now, self.recipe.shown[0]).words
+        places = tuple(at for word, positions in words if word.strip() in wanted for at in positions)
+        size = now.size // now.factor
+        return attention.heat_map(maps, places, size=(size, size)) if places else None

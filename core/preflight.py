@@ -1,0 +1,292 @@
+"""Before a training: are the pictures fit for it, and does it fit into memory, disk and patience? What is said is measured, not looked up.
+
+found = preflight(sd, recipe, files)        # found.pictures go into train(), found.refused and .warned onto the page
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from core import catalog, checkpoints, dreambooth, images, likeness, room
+from core.dreambooth import SIZES, TEXT_TARGETS, Learner, Recipe
+from core.models import StableDiffusion
+
+SAME = 5.0  # grey levels of 255, at 64 px: two pictures that are nearer are one picture, saved twice
+BLURRED = 0.012  # of `sharpness`: sharp samples have 0.026 and more, blurred by 3 px at 128 most have less
+PREVIEW_STEPS = 20  # of a Request
+Shapes = Mapping[str, Mapping[str, Sequence[int]]]  # "unet" or "text_encoder" -> a weight's name -> its shape
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A way to need less memory."""
+
+    changes: dict[str, Any]  # of the recipe
+    sentence: str  # what it costs
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known before Start. Pictures are counted from 0 in the order that they were given in."""
+
+    accepted: tuple[tuple[int, Image.Image], ...]  # RGB, upright, without metadata
+    refused: tuple[tuple[int, str], ...]  # and why, a sentence each
+    warned: tuple[tuple[int, str], ...]  # accepted, but a model may learn little from them
+    steps: int  # recommended
+    step_seconds: float | None  # of one step, measured; None where memory is too short for one
+    seconds: float | None  # of the whole training, previews and class pictures counted
+    memory: int  # bytes that it takes beside the app
+    memory_free: int
+    disk: int  # bytes
+    disk_free: int
+    savings: tuple[Saving, ...]  # where memory is short: what to try, the least harm first
+    problems: tuple[str, ...]  # why it cannot start; none: it can
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        return [picture for _, picture in self.accepted]
+
+
+def preflight(
+    sd: StableDiffusion, recipe: Recipe, sources: Sequence[images.Source], folder: Path, class_pictures: int = 0
+) -> Preflight:
+    """Looks at everything before a training of sd. folder: on the disk that it will be written to; class_pictures: how many of them are
+    drawn already. A few steps are really made, on a copy, so it takes as long as these: ask for it where a model may be used."""
+    accepted, refused, warned = sorted_out(sd, sources)
+    pictures = [picture for _, picture in accepted]
+    shapes = shapes_of(sd)
+    weights, state = bytes_of(recipe, shapes)
+    disk, disk_free = disk_needed(recipe, shapes), shutil.disk_usage(existing(folder)).free
+    fixed = 2 * weights + state + frozen_bytes(sd, recipe)  # weights and their gradients, the optimizer's, what stays as it is
+    memory_free = room.free(sd.device)
+    step_seconds = seconds = None
+    memory = fixed
+    if pictures and fixed < memory_free:
+        step_seconds, drawing, activations = warm_up(sd, recipe, pictures)
+        memory += activations
+        previews = 1 + -(-recipe.steps // recipe.preview_every) if recipe.preview_every else 0
+        drawn = previews * (len(recipe.shown) + 2) + max(0, recipe.class_images - class_pictures) * recipe.prior
+        seconds = recipe.steps * step_seconds + drawn * PREVIEW_STEPS * drawing
+    low, high = SIZES
+    problems = []
+    if len(pictures) < low:
+        problems.append(f"There are {len(pictures)} pictures; give {low} to {high} of one thing.")
+    if disk > disk_free:
+        problems.append(no_room(disk, disk_free))
+    return Preflight(
+        tuple(accepted),
+        tuple(refused),
+        tuple(warned),
+        recommended_steps(sd, recipe, len(pictures)),
+        step_seconds,
+        seconds,
+        memory,
+        memory_free,
+        disk,
+        disk_free,
+        savings(sd, recipe) if memory > memory_free else (),
+        tuple(problems),
+    )
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------------------------
+
+
+def sorted_out(sd: StableDiffusion, sources: Sequence[images.Source]) -> tuple[list, list, list]:
+    """(accepted, refused, warned) of Preflight."""
+    accepted: list[tuple[int, Image.Image]] = []
+    refused: list[tuple[int, str]] = []
+    warned: list[tuple[int, str]] = []
+    for number, source in enumerate(sources):
+        if len(accepted) == SIZES[1]:
+            refused.append((number, f"{SIZES[1]} pictures are the most; leave out others to have this one."))
+            continue
+        try:
+            accepted.append((number, images.open_picture(source)))
+        except ValueError as error:
+            refused.append((number, str(error)))
+    pixels = dreambooth.pixels_of(sd, [picture for _, picture in accepted]) if accepted else torch.zeros(0, 3, 1, 1)
+    for at, (number, picture) in enumerate(accepted):
+        if min(picture.size) < sd.size:
+            warned.append(
+                (number, f"The picture is {min(picture.size)} px small, and is enlarged to {sd.size}; a larger one shows more.")
+            )
+        if at and (twin := likeness.nearest(pixels[at : at + 1], pixels[:at])[0])[1] < SAME:
+            warned.append(
+                (number, f"The picture is nearly the same as number {accepted[twin[0]][0] + 1}; another view teaches more.")
+            )
+        if sharpness(pixels[at]) < BLURRED:
+            warned.append((number, "The picture looks blurred; the model learns the blur too."))
+    return accepted, refused, warned
+
+
+def sharpness(picture: Tensor) -> float:
+    """Of a picture (3, H, W), the variance of its Laplacian beside that of its brightness, from 0: low where nothing has an edge."""
+    grey = picture.mean(0)
+    edges = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    return float(edges.var() / (grey.var() + 1e-4))
+
+
+def recommended_steps(sd: StableDiffusion, recipe: Recipe, pictures: int) -> int:
+    """For our own family, what was tuned. For others as in diffusers' README: 100 looks at each picture by LoRA and 80 by full training,
+    twice that with class pictures."""
+    if embedded(sd):
+        return dreambooth.PRESETS["embedded"].steps
+    looks = (100 if recipe.method == "lora" else 80) * pictures * (2 if recipe.prior else 1)
+    return int(np.clip(looks, 300, 2000)) // (recipe.batch * recipe.accumulation)
+
+
+def embedded(sd: StableDiffusion) -> bool:
+    return sd.source in {entry.candidates[0][0] for entry in catalog.CATALOG.values() if entry.embedded}
+
+
+# --- memory, time, disk ---------------------------------------------------------------------------------------------------------------
+
+
+def shapes_of(sd: StableDiffusion) -> Shapes:
+    parts = {"unet": sd.unet, "text_encoder": sd.text_encoder}
+    return {part: {name: tuple(p.shape) for name, p in module.named_parameters()} for part, module in parts.items()}
+
+
+def shapes_in(folder: Path) -> Shapes:
+    """The same, of a model that is not loaded, from the headers of its files."""
+    found: dict[str, dict[str, Sequence[int]]] = {"unet": {}, "text_encoder": {}}
+    for part, shapes in found.items():
+        for path in (folder / part).glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, as this is no dict
+    return found
+
+
+def trained_count(recipe: Recipe, shapes: Shapes) -> int:
+    """How many numbers are trained."""
+    count = 0
+    for part, targets in (("unet", recipe.targets), ("text_encoder", TEXT_TARGETS if recipe.text_encoder else ())):
+        for name, shape in shapes[part].items():
+            module, _, kind = name.rpartition(".")
+            if recipe.method == "full":
+                count += int(np.prod(shape)) if part == "unet" or recipe.text_encoder else 0
+            elif kind == "weight" and any(module == t or module.endswith(f".{t}") for t in targets):
+                count += recipe.rank * (int(shape[0]) + int(np.prod(shape[1:])))
+    return count
+
+
+def bytes_of(recipe: Recipe, shapes: Shapes) -> tuple[int, int]:
+    """(weights, optimizer state) of a checkpoint; AdamW keeps two numbers beside each weight."""
+    count = trained_count(recipe, shapes)
+    return 4 * count, 8 * count
+
+
+def frozen_bytes(sd: StableDiffusion, recipe: Recipe) -> int:
+    """The copy of the UNet that an adapter is trained beside."""
+    if recipe.method == "full":
+        return 0
+    each = 2 if sd.device.type == "cuda" and recipe.precision != "fp32" else 4
+    return each * sum(p.numel() for p in sd.unet.parameters())
+
+
+def disk_needed(recipe: Recipe, shapes: Shapes) -> int:
+    """Two whole checkpoints, as the old one stays until the new one is; and the weights of all, where they are kept."""
+    weights, state = bytes_of(recipe, shapes)
+    kept = recipe.steps // recipe.checkpoint_every + 1 if weights <= checkpoints.SMALL else 0
+    return 2 * (weights + state) + kept * weights + 20 * 2**20
+
+
+def no_room(needed: int, free: int) -> str:
+    return f"The training takes {size(needed)} of disk, and {size(free)} are free; make room, or train a LoRA."
+
+
+def size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def existing(folder: Path) -> Path:
+    return folder if folder.exists() else existing(folder.parent)
+
+
+def warm_up(sd: StableDiffusion, recipe: Recipe, pictures: Sequence[Image.Image]) -> tuple[float, float, int]:
+    """Three real steps on a copy: (seconds of a step, seconds of drawing one picture for one step of a run, bytes of activations)."""
+    learner = Learner(sd, recipe)
+    photos = dreambooth.moments(sd, pictures[: recipe.batch], False, learner.device)
+    batch = photos[torch.arange(recipe.batch) % len(photos), 0]  # (B, 4, h, w)
+    prior = batch if recipe.prior else None  # as large as the class pictures will be
+    own = {p.untyped_storage().data_ptr() for p in learner.unet.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    took = []
+    for step in range(3):
+        began = time.perf_counter()
+        random = dreambooth.random_of(recipe.seed, step, 0)
+        for turn in range(recipe.accumulation):
+            if step or turn:
+                learner.backward(batch, prior, random, last=turn + 1 == recipe.accumulation)
+            else:
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+                    learner.backward(batch, prior, random, last=turn + 1 == recipe.accumulation)
+        learner.update(step + 1, recipe.rate)
+        if sd.device.type == "cuda":
+            torch.cuda.synchronize(sd.device)
+        took.append(time.perf_counter() - began)
+        if took[0] > 20:  # a large model on a small machine: one is enough
+            break
+    return min(took[1:] or took), drawing_seconds(sd, batch[:1]), sum(kept.values())
+
+
+@torch.no_grad()
+def drawing_seconds(sd: StableDiffusion, z: Tensor) -> float:
+    """Of one step of one picture with guidance; a second call, as the first one sets up. z: any latents (1, 4, h, w)."""
+    words = sd.text_encoder(torch.zeros(2, 77, dtype=torch.long, device=sd.device))[0]
+    began = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        sd.unet(z.to(sd.dtype).expand(2, -1, -1, -1), 500, words)
+    return time.perf_counter() - began
+
+
+def savings(sd: StableDiffusion, recipe: Recipe) -> tuple[Saving, ...]:
+    """What a recipe can still do to need less memory."""
+    cuda, passes = sd.device.type == "cuda", recipe.batch * recipe.accumulation
+    ladder = [
+        (
+            not recipe.gradient_checkpointing,
+            {"gradient_checkpointing": True},
+            "Gradient checkpointing keeps few activations and computes the others again: a third slower.",
+        ),
+        (
+            cuda and recipe.precision == "fp32",
+            {"precision": "bf16"},
+            "Half precision halves the activations; the trained weights stay in float32.",
+        ),
+        (
+            cuda and not recipe.adam8bit and recipe.method == "full",
+            {"adam8bit": True},
+            "8-bit Adam keeps its two numbers a weight in a quarter of the memory; it needs bitsandbytes.",
+        ),
+        (
+            recipe.batch > 1 and passes <= 64,
+            {"batch": 1, "accumulation": passes},
+            "One picture a pass, and as many passes a step: the same step, slower.",
+        ),
+        (recipe.text_encoder, {"text_encoder": False}, "The text encoder stays as it is: less likeness, above all for faces."),
+        (
+            recipe.method == "full",
+            {"method": "lora"},
+            "LoRA trains small matrices beside the weights: a hundredth of the memory for them.",
+        ),
+    ]
+    return tuple(Saving(changes, sentence) for possible, changes, sentence in ladder if possible)
