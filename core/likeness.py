@@ -9,6 +9,7 @@ drift      how far the pictures of the bare class have moved from what the base 
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ def embedder_for(sd: StableDiffusion) -> tuple[Embedder, str] | None:
         return torch.no_grad()(lambda pictures: F.normalize(judge(pictures.to(sd.device)).features, dim=1)), "judge"
     try:
         folder = Path(snapshot_download(CLIP, allow_patterns=["*.json", "*.safetensors"], local_files_only=True))
-        clip = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        clip: Any = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (LocalEntryNotFoundError, OSError):
         return None
     clip.requires_grad_(False).eval().to(sd.device)
@@ -56,8 +57,8 @@ def likeness(a: Tensor, b: Tensor) -> Tensor:
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
     """(N, 3, H, W) and (M, 3, H, W) in [-1, 1] -> (N, M): root of the mean squared difference at 64 px, in grey levels of 255."""
-    small = [F.interpolate(x.float(), (SIDE, SIDE), mode="bilinear", antialias=True).flatten(1) * 127.5 for x in (a, b)]
-    return torch.cdist(*small) / small[0].shape[1] ** 0.5
+    one, other = (F.interpolate(x.float(), (SIDE, SIDE), mode="bilinear", antialias=True).flatten(1) * 127.5 for x in (a, b))
+    return torch.cdist(one, other) / one.shape[1] ** 0.5
 
 
 def nearest(previews: Tensor, photos: Tensor) -> list[tuple[int, float]]:

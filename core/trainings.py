@@ -99,6 +99,7 @@ class Trainings:
         }
         try:
             with room_needed():
+                self.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # people's photos
                 (folder / "images").mkdir(parents=True)
                 for number, picture in enumerate(images):
                     bare = Image.new("RGB", picture.size)  # nothing but the pixels goes on

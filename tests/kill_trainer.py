@@ -111,13 +111,9 @@ def kill(trainings: Launched | Forked, one: str, inside: bool, dice: random.Rand
     """Lets it train for a while, and kills it, in a save or anywhere. Returns whether it was in a save."""
     folder = trainings.home / one
     process, lines, begun = trainings.trainer(one), folder / "steps.jsonl", time.time_ns()
-    good = checkpoints.newest(folder / "checkpoints", state=True)
-    goal = (checkpoints.step_of(good) if good else 0) + dice.randint(1, STEPS // 3)
-    wait_for(
-        lambda: (
-            lines.exists() and lines.stat().st_mtime_ns > begun and len(lines.read_bytes().splitlines()) >= min(goal, STEPS - 1)
-        )
-    )
+    good, steps = checkpoints.newest(folder / "checkpoints", state=True), lane.read(folder / "settings.json")["recipe"]["steps"]
+    goal = min((checkpoints.step_of(good) if good else 0) + dice.randint(1, steps // 3), steps - 1)
+    wait_for(lambda: lines.exists() and lines.stat().st_mtime_ns > begun and lines.read_bytes().count(b"\n") >= goal)
     old = {path.name for path in halves(folder / "checkpoints")}
     if inside:
         wait_for(
@@ -129,9 +125,9 @@ def kill(trainings: Launched | Forked, one: str, inside: bool, dice: random.Rand
     return any(path.name not in old for path in halves(folder / "checkpoints"))
 
 
-def rounds(trainings: Launched | Forked, model: Path, kills: int, inside: int, seed: int = 0) -> list[bool]:
+def rounds(trainings: Launched | Forked, model: Path, kills: int, inside: int, seed: int = 0, steps: int = STEPS) -> list[bool]:
     """Kills so many times, at least so many of them inside a save, and holds each end against an unbroken run. Returns what each was."""
-    dice, recipe = random.Random(seed), Recipe.of({**RECIPE.facts(), "model": str(model)})
+    dice, recipe = random.Random(seed), Recipe.of({**RECIPE.facts(), "model": str(model), "steps": steps})
     whole = trainings.start(recipe, pictures(), "whole")
     assert trainings.ended(whole) == "done", trainings.status(whole, None)
     found: list[bool] = []
@@ -149,16 +145,16 @@ def rounds(trainings: Launched | Forked, model: Path, kills: int, inside: int, s
             )
             assert good or not ever, "no whole checkpoint"
             assert told - at <= EVERY + 1, f"{told - at} steps lost"
-            if at == STEPS or trainings.status(one, None).state == "done":
+            if at == steps or trainings.status(one, None).state == "done":
                 break  # nothing left to kill: another training
             trainings.go_on(one, None)
         if trainings.status(one, None).state in lane.ENDED[-1:]:
             trainings.go_on(one, None)
         assert trainings.ended(one) == "done", trainings.status(one, None)
-        a, b = (checkpoints.weights_of(trainings.checkpoint(t, None, STEPS)).read_bytes() for t in (whole, one))
+        a, b = (checkpoints.weights_of(trainings.checkpoint(t, None, steps)).read_bytes() for t in (whole, one))
         assert a == b, "other weights"
         told = [[(s["step"], s["loss"], s["rate"], s["grad_norm"]) for s in trainings.steps(t, None)] for t in (whole, one)]
-        assert told[0] == told[1] and len(told[0]) == STEPS, "another story"
+        assert told[0] == told[1] and len(told[0]) == steps, "another story"
     return found
 
 

@@ -20,7 +20,7 @@ from kill_trainer import RECIPE, Forked, Launched, pictures, rounds, save_toy, w
 from PIL import Image
 from safetensors.torch import load_file
 
-from core import checkpoints, images, lane, models, preflight, trainer
+from core import checkpoints, dreambooth, images, lane, models, preflight, trainer
 from core.sampling import Request, denoise
 from core.trainings import UNKNOWN, Trainings
 
@@ -61,7 +61,10 @@ def done(model, tmp_path_factory):
         RECIPE, model=str(model), method="lora", steps=8, class_images=3, preview_every=4, prompts=("a `sks`\n# dog",), rate=0.1
     )
     one = trainings.start(wanted, pictures(), "anna", theme="animal", subject="taxi")
-    run_here(trainings.home / one)
+    drawn = dreambooth.drawn
+    with pytest.MonkeyPatch.context() as patch:  # pictures of 4 steps instead of 20
+        patch.setattr(dreambooth, "drawn", lambda sd, asked, *rest: drawn(sd, [replace(r, steps=4) for r in asked], *rest))
+        run_here(trainings.home / one)
     assert trainings.status(one, "anna").state == "done", trainings.status(one, "anna")
     return trainings, one
 
@@ -122,12 +125,12 @@ def test_a_training_from_start_to_end_in_processes_of_its_own(model, tmp_path, m
 
 def test_killed_at_random_moments_it_ends_in_the_same_bits(model, tmp_path):
     """The short form of tests/kill_trainer.py."""
-    found = rounds(Forked(tmp_path / "home"), model, kills=3, inside=1)
+    found = rounds(Forked(tmp_path / "home"), model, kills=3, inside=1, steps=16)
     assert len(found) >= 3 and sum(found) >= 1
 
 
 def test_pause_goes_on_and_stop_too(recipe, tmp_path):
-    trainings = Unlaunched(tmp_path / "home")
+    trainings, recipe = Unlaunched(tmp_path / "home"), replace(recipe, steps=4)
     whole, one = (trainings.start(recipe, pictures(), owner) for owner in ("a", "b"))
     run_here(trainings.home / whole)
     for ask, state, step in ((trainings.pause, "paused", 1), (trainings.stop, "stopped", 2)):
@@ -139,7 +142,7 @@ def test_pause_goes_on_and_stop_too(recipe, tmp_path):
         assert trainings.status(one, "b").state == "waiting"
     run_here(trainings.home / one)
     assert trainings.status(one, "b").state == "done"
-    a, b = (checkpoints.weights_of(trainings.checkpoint(t, None, 8)).read_bytes() for t in (whole, one))
+    a, b = (checkpoints.weights_of(trainings.checkpoint(t, None, 4)).read_bytes() for t in (whole, one))
     assert a == b
     assert [s["loss"] for s in trainings.steps(whole, None)] == [s["loss"] for s in trainings.steps(one, None)]
 

@@ -97,7 +97,7 @@ function choose(k) {
 
 // --- curves ---------------------------------------------------------------------------------------------------------------------------
 
-const SPACE = { left: 56, right: 16, top: 12, bottom: 52, height: 220 };
+const SPACE = { left: 56, right: 16, top: 16, bottom: 52, height: 220 };
 
 /** Round distances between ticks: at most `most` of them up to the end. */
 function apart(end, most) {
@@ -270,13 +270,14 @@ function learning(film, base) {
 const nearness = (film) => Math.min(...of(film, "subject").map((picture) => picture.near[1]));
 
 function memorising(film, base) {
-  const near = of(film, "subject");
+  const near = of(film, "subject").sort((a, b) => a.near[1] - b.near[1]); // the nearest first
   const verdict = $(".memorising .verdict");
   $(".memorising .pairs").replaceChildren(
     ...near.map((picture) => {
       const pair = make("div", "pair-of");
       const [which, far] = picture.near;
-      pair.append(figure(picture.src, name(film), picture.prompt), figure(flight.photos[which]?.src ?? "", fill(texts.photo, { n: which + 1 }), fill(texts.distance, { far: digits(far, 0) })));
+      const photo = figure(flight.photos[which]?.src ?? "", fill(texts.photo, { n: which + 1 }), fill(texts.distance, { far: digits(far, 0) }));
+      pair.append(figure(picture.src, name(film), picture.prompt), photo);
       return pair;
     }),
   );
@@ -429,7 +430,7 @@ function show() {
   $(".said").textContent = flight.said;
   $(".facts").textContent = flight.facts;
   const last = flight.steps.at(-1);
-  $(".live").textContent = last ? fill(texts.live, { loss: digits(smoothed(flight.steps.map((s) => [s[0], s[2]])).at(-1)[1], 3), rate: last[4].toPrecision(2), norm: digits(last[5], 2) }) : "";
+  $(".live").textContent = last && !flight.example ? fill(texts.live, { loss: digits(smoothed(flight.steps.map((s) => [s[0], s[2]])).at(-1)[1], 3), rate: last[4].toPrecision(2), norm: digits(last[5], 2) }) : "";
   const share = flight.state === "preparing" ? flight.made : flight.count ? flight.step / flight.count : 0;
   $(".bar").hidden = flight.example;
   $(".bar i").style.width = `${100 * share}%`;
