@@ -239,8 +239,7 @@ def warm_up(sd: StableDiffusion, recipe: Recipe, pictures: Sequence[Image.Image]
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
                     learner.backward(batch, prior, random, last=turn + 1 == recipe.accumulation)
         learner.update(step + 1, recipe.rate)
-        if sd.device.type == "cuda":
-            torch.cuda.synchronize(sd.device)
+        settle(sd.device)
         took.append(time.perf_counter() - began)
         if took[0] > 20:  # a large model on a small machine: one is enough
             break
@@ -255,7 +254,14 @@ def drawing_seconds(sd: StableDiffusion, z: Tensor) -> float:
     for _ in range(2):
         began = time.perf_counter()
         sd.unet(z.to(sd.dtype).expand(2, -1, -1, -1), 500, words)
+        settle(sd.device)
     return time.perf_counter() - began
+
+
+def settle(device: torch.device) -> None:
+    """Waits for what was asked of a GPU, which answers before it is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def savings(sd: StableDiffusion, recipe: Recipe) -> tuple[Saving, ...]:

@@ -5,7 +5,8 @@
 
 For each subject: the seconds that training took (class pictures, latents and steps; no previews), and 50 pictures from 5 prompts that were
 not trained, drawn by the base model and by the trained one. Counted is how often the judge, which knows the subjects, calls the picture's
-object by the subject's name. likeness, distance and drift: core/likeness.py. Writes assets/subjects/evaluation.json where all were run.
+object by the subject's name. likeness, distance and drift: core/likeness.py. Writes each subject's figures
+into assets/subjects/evaluation.json, where the recipe is the preset's.
 """
 
 import argparse
@@ -106,17 +107,20 @@ def main() -> None:
     sd, judge = models.load("emoji"), load_judge()
     found = likeness.embedder_for(sd)
     assert found is not None  # the judge is in the repository
+    path = subjects.FOLDER / "evaluation.json"
+    recipe = {name: value for name, value in PRESETS["embedded"].facts().items() if "prompt" not in name}
+    recipe = json.loads(json.dumps(recipe))
+    facts = json.loads(path.read_text()) if path.exists() else {}
+    known = facts["subjects"] if facts.get("recipe") == recipe else {}
     told = {}
     for slug in args.only or subjects.SAMPLES:
-        told[slug] = {
-            name: round(value, 3) for name, value in measured(sd, subjects.SAMPLES[slug], changes, judge, found[0]).items()
-        }
+        found_out = measured(sd, subjects.SAMPLES[slug], changes, judge, found[0])
+        told[slug] = {name: round(value, 3) for name, value in found_out.items()}
         print(slug, json.dumps(told[slug]), flush=True)
+        if not args.set:
+            path.write_text(json.dumps({"recipe": recipe, "subjects": known | told}, indent=1) + "\n")
     passed = sum(one["recognised"] >= 0.7 and one["recognised_base"] <= 0.05 and one["seconds"] <= 90 for one in told.values())
     print(f"{passed} of {len(told)} learned: recognised in 70 % or more, by the base model in 5 % at most, in 90 s of training")
-    if not args.only and not args.set:
-        facts = {"recipe": {n: v for n, v in PRESETS["embedded"].facts().items() if "prompt" not in n}, "subjects": told}
-        (subjects.FOLDER / "evaluation.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

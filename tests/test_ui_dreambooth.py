@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from core import images, lane, models, trainer
-from core.dreambooth import PRESETS, Recipe
+from core.dreambooth import GUIDANCE, PRESETS, Recipe
 from core.engine import LocalEngine
 from core.preflight import preflight, savings
 from core.sampling import Request
@@ -205,9 +205,8 @@ def test_every_state_is_said(status):
 def test_what_can_be_done_fits_the_state():
     may = {state: dreambooth.may(Status("x", state)) for state in ("waiting", "preparing", "training", *lane.ENDED)}
     assert may["training"] == may["preparing"] == ["pause", "stop"] and may["waiting"] == ["stop"]
-    assert may["paused"] == may["stopped"] == may["interrupted"] == may["failed"] == ["go_on", "forget"] and may["done"] == [
-        "forget"
-    ]
+    assert may["paused"] == may["stopped"] == may["interrupted"] == may["failed"] == ["go_on", "again", "forget"]
+    assert may["done"] == ["again", "forget"]
 
 
 def facts(step, likeness, distance) -> dict:
@@ -232,7 +231,12 @@ def test_a_page_is_told_all_at_first_and_then_the_news(trainings, one):
     assert (
         [s[0] for s in whole["steps"]] == [1, 2] and [f["step"] for f in whole["films"]] == [0, 2] and len(whole["photos"]) == 3
     )
-    assert whole["checkpoints"] == [1, 2] and whole["best"] == 2 and whole["state"] == "done" and whole["acts"] == ["forget"]
+    assert (
+        whole["checkpoints"] == [1, 2]
+        and whole["best"] == 2
+        and whole["state"] == "done"
+        and whole["acts"] == ["again", "forget"]
+    )
     assert whole["name"] == "“a sks dog” · poodle" and "LoRA, rank 2" in whole["facts"] and whole["token"] == "sks"
     rows = [(p["kind"], p["prompt"]) for p in whole["films"][1]["pictures"]]
     assert rows == [("subject", "a sks dog"), ("class", "a dog"), ("class", "a dog")]
@@ -301,7 +305,7 @@ def test_its_preview_and_its_picture_are_the_same(engine, emoji, trainings, one)
     """The film shows what the menu's model draws; and nobody else's picture changes."""
     before = {name: weight.clone() for name, weight in emoji.unet.state_dict().items()}
     name = trained.offer(engine, trainings, OWNER, one, 2)
-    trace = engine.result(engine.submit(Request("a sks dog", seed=SMALL.seed, model=name), OWNER))
+    trace = engine.result(engine.submit(Request("a sks dog", seed=SMALL.seed, guidance=GUIDANCE, model=name), OWNER))
     with Image.open(trainings.previews(one, OWNER)[-1]["pictures"][0]["path"]) as film:
         apart = np.asarray(film, int) - np.asarray(render.picture(trace.picture).image, int)
     assert np.abs(apart).max() <= 1, "drawn alone, or with the other previews"

@@ -204,6 +204,7 @@ def test_generate_answers_with_the_picture_and_what_made_it(address):
     assert read_settings(picture) == made_by
     assert (made_by["seed"], made_by["guidance"], made_by["model"], made_by["stopped"]) == (3, 2.5, "toy", False)
     public = ["/generate", "/img2img", "/inpaint", "/depth", *(["/upscale"] if "emoji-upscale" in CATALOG else [])]
+    public += ["/train", "/train_status"]
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == public, "nothing else is public"
 
 

@@ -416,7 +416,8 @@ function empty({ status, trainings = [] }) {
   menu(trainings, "");
   $(".what").textContent = texts.none;
   $(".said").textContent = status || texts.none_says;
-  for (const part of [".photos", ".acts", ".facts", ".live"]) $(part).replaceChildren();
+  for (const part of [".photos", ".acts", ".facts", ".live", ".strip"]) $(part).replaceChildren();
+  for (const part of [".photos", ".acts"]) delete $(part).dataset.of;
   $(".bar").hidden = true;
   for (const section of root.querySelectorAll("section")) section.dataset.empty = "yes";
 }
@@ -435,9 +436,11 @@ function show() {
   $(".bar").hidden = flight.example;
   $(".bar i").style.width = `${100 * share}%`;
   $(".bar").setAttribute("aria-label", flight.said);
-  if (flight.photos.length !== $(".photos").childElementCount)
+  if ($(".photos").dataset.of !== flight.id) {
     $(".photos").replaceChildren(...flight.photos.map(({ src }, k) => Object.assign(make("img", "pixels"), { src, alt: fill(texts.photo, { n: k + 1 }) })));
-  const words = { pause: texts.pause, stop: texts.stop, go_on: texts.go_on, forget: texts.forget };
+    $(".photos").dataset.of = flight.id;
+  }
+  const words = { pause: texts.pause, stop: texts.stop, go_on: texts.go_on, again: texts.again, forget: texts.forget };
   const acts = flight.acts.join();
   if ($(".acts").dataset.of !== acts + flight.id) {
     $(".acts").replaceChildren(...flight.acts.map((act) => button(act, words[act], act === "go_on")));
@@ -449,6 +452,9 @@ function show() {
   if (flight.films.length) {
     strip();
     look();
+  } else {
+    $(".strip").replaceChildren();
+    drawn = "";
   }
 }
 

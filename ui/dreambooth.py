@@ -21,7 +21,7 @@ from PIL import Image
 
 from core import images
 from core.catalog import CATALOG
-from core.dreambooth import METHODS, PRECISIONS, PRESETS, SCHEDULES, UNET_TARGETS, Recipe
+from core.dreambooth import GUIDANCE, METHODS, PRECISIONS, PRESETS, SCHEDULES, UNET_TARGETS, Recipe
 from core.engine import LocalEngine
 from core.lane import ENDED
 from core.models import StableDiffusion
@@ -266,10 +266,8 @@ def said_of(status: Status, language: str) -> str:
 
 def may(status: Status) -> list[str]:
     """What can be done with a training now."""
-    if status.state == "done":
-        return ["forget"]
     if status.state in ENDED:
-        return ["go_on", "forget"]
+        return [*([] if status.state == "done" else ["go_on"]), "again", "forget"]
     return ["stop"] if status.state == "waiting" else ["pause", "stop"]
 
 
@@ -416,7 +414,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     engine, trainings, recorded = shared.engine, shared.trainings, Trainings(EXAMPLES)
     sample = next(iter(SAMPLES.values()), None)
     recipe = worded(PRESETS[FIRST], sample.kind if sample else "dog")
-    typed = typed_of(recipe)
+    typed = typed_of(recipe) | ({} if recipe.model in engine.for_role("base") else {"model": shared.default})
 
     common.heading("dreambooth")
     with gr.Row(elem_classes="tab-body", elem_id="dreambooth-body"):
@@ -617,6 +615,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             if told["act"] in ("pause", "stop", "go_on"):
                 getattr(trainings, told["act"])(one, owner)
                 yield again(one)
+            elif told["act"] == "again":
+                yield refilled(one, owner, language)
             elif told["act"] == "forget":
                 for name in trained.names(engine, trainings, owner, one):
                     engine.withdraw(name)
@@ -640,6 +640,15 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         except ValueError as error:
             raise common.refusal(language, error) from None
 
+    def refilled(one: str, owner: str, language: str) -> dict:
+        """The controls as they were for a training, its pictures too."""
+        settings, photos = trainings.settings(one, owner), tuple(map(str, trainings.photos(one, owner)))
+        slug = next((s.slug for s in SAMPLES.values() if s.name == settings["subject"]), "")
+        values = typed_of(Recipe.of(settings["recipe"]))
+        gr.Info(say(language, "dreambooth_refilled"), title="", duration=4)
+        filled = {fields[name]: value for name, value in values.items() if name in fields}
+        return filled | {theme: settings["theme"]} | shown((photos, slug), values["model"], language)
+
     def used(owner: str, one: str, step: int, strength: float, language: str) -> dict:
         """A checkpoint among this person's models, and the Prompt tab open with it."""
         model = trained.offer(engine, trainings, owner, one, step, strength)
@@ -648,9 +657,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         wanted = Recipe.of(settings["recipe"])
         lines = trained.choices(engine, trainings, ["base"], owner, language)
         gr.Info(html.escape(say(language, "dreambooth_used", name=trained.title(settings, step, strength, language))), title="")
+        first = Request(wanted.shown[0], seed=wanted.seed, guidance=GUIDANCE, model=model)  # the film's first picture
         return {
             shared.model: gr.Dropdown(choices=lines, value=model),
-            shared.wanted: (Request(wanted.shown[0], seed=wanted.seed, model=model), time.time()),
+            shared.wanted: (first, time.time()),
             shared.tabs: gr.Tabs(selected="tab_prompt"),
             shared.trained: time.time(),
         }
@@ -671,7 +681,12 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     gr.on([tab.select, *(box.change for box in words)], tell_name, words, name, trigger_mode="always_last", **QUICK)
     start.click(begin, [shared.owner, chosen, theme, *boxes], [shared.owner, view], **LOOK)
     view.want(look, shared.owner, view, **QUICK)
-    done = view.pick(act, shared.owner, [view, file, shared.model, shared.wanted, shared.tabs, shared.trained], **WATCH)
+    done = view.pick(
+        act,
+        shared.owner,
+        [view, file, shared.model, shared.wanted, shared.tabs, shared.trained, *taught, theme, *boxes],
+        **WATCH,
+    )
     done.success(None, file, None, js=SAVE, api_visibility="private")
     view.ended(lambda: time.time(), None, shared.trained, **LOOK)
     api(engine, trainings)
@@ -707,7 +722,10 @@ def settings_of(shared: Shared, typed: dict) -> dict[str, Component]:
 
     def typing(name: str, key: str) -> None:
         """Of a number that is written with an exponent, or may be empty: Gradio makes 0 of an empty one when it comes into sight."""
-        made[name] = gr.Textbox(typed[name], label=i18n(key), elem_id=f"dreambooth-{name}", max_lines=1, min_width=100)
+        placeholder = "–" if typed[name] == "" else None
+        made[name] = gr.Textbox(
+            typed[name], label=i18n(key), placeholder=placeholder, elem_id=f"dreambooth-{name}", max_lines=1, min_width=100
+        )
 
     def tick(name: str, key: str) -> None:
         made[name] = gr.Checkbox(typed[name], label=i18n(key), elem_id=f"dreambooth-{name}")
@@ -747,6 +765,7 @@ def settings_of(shared: Shared, typed: dict) -> dict[str, Component]:
     with gr.Row(elem_classes="pair"):
         number("class_images", "dreambooth_class_images")
         number("prior_weight", "dreambooth_prior_weight")
+    hint("dreambooth_class_images_info")
     with gr.Row(elem_classes="pair"):
         typing("snr_gamma", "dreambooth_snr")
         number("noise_offset", "dreambooth_noise_offset")
