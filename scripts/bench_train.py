@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
+from diffusers.models.attention_processor import AttnProcessor2_0
 from peft import LoraConfig
 from PIL import Image
 
@@ -52,7 +53,7 @@ def stock(sd: StableDiffusion, recipe: Recipe, photos: list[Image.Image], priors
     """One loss a step."""
     dtype = dreambooth.PRECISIONS[recipe.precision]
     unet = copy.deepcopy(sd.unet)
-    unet.set_default_attn_processor()
+    unet.set_attn_processor(AttnProcessor2_0())
     unet.requires_grad_(False)
     unet.add_adapter(
         LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, init_lora_weights="gaussian", target_modules=list(recipe.targets))
@@ -138,7 +139,8 @@ def main() -> None:
     args = ask.parse_args()
     if not args.memory:
         return print(json.dumps(figures(args.turns)))
-    sd, photos, priors = lessons()
+    sd, photos = models.load("emoji"), subjects.SAMPLES[SUBJECT].pictures()
+    priors = (2 * photos)[: RECIPE.class_images]  # any pictures do, and drawing some would be the peak
     if args.memory != "neither":
         run = {"ours": ours, "stock": stock}[args.memory](sd, RECIPE, photos, priors)
         for _ in range(8):

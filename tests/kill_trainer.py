@@ -145,8 +145,8 @@ def rounds(trainings: Launched | Forked, model: Path, kills: int, inside: int, s
             )
             assert good or not ever, "no whole checkpoint"
             assert told - at <= EVERY + 1, f"{told - at} steps lost"
-            if at == steps or trainings.status(one, None).state == "done":
-                break  # nothing left to kill: another training
+            if at + EVERY >= steps or trainings.status(one, None).state == "done":
+                break  # little is left to kill: this one may end, and another begins
             trainings.go_on(one, None)
         if trainings.status(one, None).state in lane.ENDED[-1:]:
             trainings.go_on(one, None)

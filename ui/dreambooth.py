@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -184,7 +185,7 @@ def worded(recipe: Recipe, kind: str) -> Recipe:
 def recipe_of(values: dict) -> Recipe:
     """The controls' values, by the names of a recipe's fields. A number is what can be read as one; core refuses the rest by its own
     words. Raises ValueError."""
-    read = {name: value if name in WORDS else common.number_of(value) for name, value in values.items()}
+    read: dict[str, Any] = {name: value if name in WORDS else common.number_of(value) for name, value in values.items()}
     read["prompts"] = tuple(line.strip() for line in read["prompts"].splitlines() if line.strip())
     read["targets"] = tuple(read["targets"] or ())
     read["snr_gamma"] = None if read["snr_gamma"] in ("", None) else read["snr_gamma"]
@@ -775,7 +776,7 @@ def settings_of(shared: Shared, typed: dict) -> dict[str, Component]:
     with gr.Row(elem_classes="pair"):
         number("preview_every", "dreambooth_preview_every")
         number("checkpoint_every", "dreambooth_checkpoint_every")
-    menu("precision", "dreambooth_precision", PRECISIONS)
+    menu("precision", "dreambooth_precision", list(PRECISIONS))
     tick("flip", "dreambooth_flip")
     tick("gradient_checkpointing", "dreambooth_checkpointing")
     tick("adam8bit", "dreambooth_adam8bit")
