@@ -421,11 +421,14 @@ class Hub:
 def hub(monkeypatch):
     def put(stand_in):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(stand_in)))
+        transport = httpx2.MockTransport(stand_in)
+        monkeypatch.setattr("huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY", lambda: httpx2.Client(transport=transport))
+        huggingface_hub.close_session()
         return stand_in
 
     yield put
-    huggingface_hub.set_client_factory(lambda: httpx2.Client(follow_redirects=True))
+    # The library's own client comes back: any other would ask the network in the tests that follow, where the Hub is said to be off.
+    monkeypatch.undo()
     huggingface_hub.close_session()
 
 
