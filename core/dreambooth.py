@@ -11,13 +11,11 @@ B batch · h, w latent height and width · D text width
 """
 
 import copy
-import hashlib
-import json
+import importlib.util
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,222 +29,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from core import attention, checkpoints, images, latents, likeness, models, schedulers, text
+from core import checkpoints, models, schedulers, text
 from core.models import StableDiffusion
-from core.sampling import Request, check_number, check_text, check_whole, denoise_many
+from core.previews import Preview, Watch, pixels_of
+from core.recipe import PRECISIONS, TEXT_TARGETS, Recipe
 
-METHODS = ("lora", "full")
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 SIZES = (3, 30)  # photos
-MAX_PROMPTS = 8
-UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention's four matrices
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-CLASS_SEED = 2**31  # of the first class picture: none that a preview draws
-GUIDANCE = 4.0  # of class pictures and previews: at 7.5, drawn, learned and drawn again, the class came back garish
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that a training depends on beside its pictures. Checked when made: ValueError with one sentence."""
-
-    instance_prompt: str  # with a rare word for the one thing: "a photo of sks dog"
-    class_prompt: str  # what kind of thing it is: "a photo of dog"
-    model: str = "emoji"
-    method: str = "lora"  # or "full": every weight of the UNet
-    rank: int = 4  # LoRA: W + alpha / rank * B A, with B (out, rank) and A (rank, in)
-    alpha: float = 4.0
-    targets: tuple[str, ...] = UNET_TARGETS  # ends of the names of the UNet's modules that get one
-    text_encoder: bool = False  # trained along
-    prior_weight: float = 1.0  # of the class pictures' loss
-    class_images: int = 0  # 0 = no prior preservation
-    steps: int = 500  # updates of the weights
-    batch: int = 1  # photos a pass; as many class pictures beside them
-    accumulation: int = 1  # passes an update
-    rate: float = 1e-4
-    schedule: str = "constant"  # one of SCHEDULES
-    warmup: int = 0  # steps
-    snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023), 5 is usual; None = off
-    noise_offset: float = 0.0
-    grad_norm: float = 1.0  # gradients are cut to this length
-    weight_decay: float = 1e-2
-    gradient_checkpointing: bool = False  # less memory, a third more time
-    adam8bit: bool = False  # where bitsandbytes and a GPU are; plain AdamW elsewhere
-    precision: str = "fp32"  # of the passes; the weights that are trained stay in float32
-    seed: int = 0
-    flip: bool = False  # every photo mirrored too
-    preview_every: int = 100  # 0 = never
-    prompts: tuple[str, ...] = ()  # of the previews; none: the instance prompt. The class prompt is always drawn beside them
-    checkpoint_every: int = 100
-
-    def __post_init__(self) -> None:
-        for name, words in (("instance prompt", self.instance_prompt), ("class prompt", self.class_prompt)):
-            check_text(name, words)
-            if not words.strip():
-                raise ValueError(f"The {name} is empty; say what the photos show.")
-        if not isinstance(self.model, str) or not self.model:
-            raise ValueError("The training names no model; choose one.")
-        for name, value, allowed in (
-            ("method", self.method, METHODS),
-            ("schedule", self.schedule, SCHEDULES),
-            ("precision", self.precision, tuple(PRECISIONS)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"There is no {name} {str(value)[:40]!r}; choose one of {', '.join(allowed)}.")
-        for name, value, low, high in (
-            ("rank", self.rank, 1, 256),
-            ("number of class pictures", self.class_images, 0, 1000),
-            ("steps", self.steps, 1, 20_000),
-            ("batch", self.batch, 1, 64),
-            ("accumulation", self.accumulation, 1, 64),
-            ("warm-up", self.warmup, 0, 20_000),
-            ("seed", self.seed, 0, 2**32 - 1),
-            ("number of steps between two previews", self.preview_every, 0, 20_000),
-            ("number of steps between two checkpoints", self.checkpoint_every, 1, 20_000),
-        ):
-            check_whole(name, value, low, high)
-        for name, value, low, high in (
-            ("alpha", self.alpha, 0.01, 1024),
-            ("prior weight", self.prior_weight, 0, 10),
-            ("learning rate", self.rate, 1e-8, 1),
-            ("noise offset", self.noise_offset, 0, 1),
-            ("gradient's length", self.grad_norm, 0.01, 1000),
-            ("weight decay", self.weight_decay, 0, 1),
-        ):
-            check_number(name, value, low, high)
-        if self.snr_gamma is not None:
-            check_number("SNR gamma", self.snr_gamma, 0.1, 100)
-        for name in ("text_encoder", "gradient_checkpointing", "adam8bit", "flip"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"The setting {name} is {str(getattr(self, name))[:40]}; it is true or false.")
-        for name, words in (("prompts", self.prompts), ("targets", self.targets)):
-            if not isinstance(words, tuple) or not all(isinstance(one, str) and one.strip() for one in words):
-                raise ValueError(f"The {name} are no list of words; give one or more, or none.")
-        if not self.targets:
-            raise ValueError(f"LoRA has no modules to train; give some, as in {', '.join(UNET_TARGETS)}.")
-        if len(self.prompts) > MAX_PROMPTS:
-            raise ValueError(f"{len(self.prompts)} prompts are too many for a preview; give at most {MAX_PROMPTS}.")
-        for words in self.prompts:
-            check_text("preview's prompt", words)
-
-    @classmethod
-    def of(cls, values: Mapping) -> "Recipe":
-        """A recipe from plain values, as JSON gives them back; names that it does not have are passed over.
-
-        Raises ValueError for a value that no recipe can have, TypeError where a prompt is missing.
-        """
-        known: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-            if name in cls.__dataclass_fields__
-        }
-        return cls(**known)
-
-    def facts(self) -> dict:
-        """The recipe as plain values."""
-        return asdict(self)
-
-    @property
-    def prior(self) -> bool:
-        return self.class_images > 0 and self.prior_weight > 0
-
-    @property
-    def identifier(self) -> str:
-        """The rare word: what the instance prompt says and the class prompt does not. "" if there is nothing."""
-        usual = set(self.class_prompt.split())
-        return " ".join(word for word in self.instance_prompt.split() if word not in usual)
-
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """The prompts of the subject's previews."""
-        return self.prompts or (self.instance_prompt,)
-
-
-_SKS: dict[str, Any] = {"instance_prompt": "a photo of sks dog", "class_prompt": "a photo of dog"}
-PRESETS: dict[str, Recipe] = {
-    # Tuned by scripts/evaluate_dreambooth.py on the ten sample subjects.
-    "embedded": Recipe(
-        instance_prompt="a sks dog",
-        class_prompt="a dog",
-        rank=16,
-        alpha=16.0,
-        targets=(
-            *UNET_TARGETS,
-            "proj_in",
-            "proj_out",
-            "ff.net.0.proj",
-            "ff.net.2",
-            "conv1",
-            "conv2",
-        ),  # small: it needs all it has
-        text_encoder=True,
-        steps=220,
-        batch=4,
-        rate=2e-3,
-        class_images=8,
-        precision="bf16",
-        prompts=("a sks dog on a blue background", "a sks dog on a red background", "an oil painting of a sks dog"),
-        preview_every=55,
-        checkpoint_every=55,
-    ),
-    # The hackathon's notebook (huggingface/diffusion-models-class, hackathon/dreambooth.ipynb).
-    "hackathon": Recipe(
-        **_SKS,
-        model="sd15",
-        method="full",
-        rate=2e-6,
-        steps=400,
-        gradient_checkpointing=True,
-        adam8bit=True,
-        seed=3434554,
-        precision="fp16",
-    ),
-    # diffusers' examples/dreambooth/README.md, the LoRA recipe.
-    "diffusers LoRA": Recipe(**_SKS, model="sd15", rate=1e-4, rank=4, alpha=4.0, steps=500, seed=0, precision="fp16"),
-    # "Training Stable Diffusion with DreamBooth" (2022), the recipe for faces; class pictures as in diffusers' README.
-    "faces": Recipe(
-        instance_prompt="a photo of sks person",
-        class_prompt="a photo of person",
-        model="sd15",
-        method="full",
-        rate=1e-6,
-        steps=1000,
-        batch=2,
-        class_images=200,
-        gradient_checkpointing=True,
-        adam8bit=True,
-        precision="fp16",
-    ),
-}
 
 
 class Diverged(ValueError):
     """The loss left all bounds; what was saved before is good."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a preview."""
-
-    prompt: str
-    seed: int
-    kind: str  # "subject", or "class": the class prompt alone
-    image: Tensor  # (3, H, W) in [-1, 1], on the CPU
-    likeness: float | None  # to the photos, mean cosine of embeddings; None without an embedder
-    nearest: int  # the photo that it resembles most
-    distance: float  # and how far that is, in grey levels of 255
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What the model draws now. Means are over the pictures of one kind."""
-
-    step: int  # 0 = the base model
-    pictures: tuple[Picture, ...]
-    likeness: float | None  # of the subject's pictures to the photos
-    distance: float  # of the subject's pictures to their nearest photos
-    drift: float | None  # of the class pictures from what the base model drew: 0 = nothing forgotten
-    attention: Tensor | None  # (h, w): where the first subject picture looked for the rare word; None without one
 
 
 @dataclass(frozen=True)
@@ -271,7 +63,7 @@ def train(
     class_pictures: Sequence[Image.Image] = (),
     folder: Path | None = None,
     accelerator: Any = None,
-    watch: "Watch | None" = None,
+    watch: Watch | None = None,
 ) -> Iterator[TrainStep]:
     """Teaches a copy of sd what the pictures show, one update at a time. sd stays as it is.
 
@@ -365,41 +157,6 @@ def moments(sd: StableDiffusion, pictures: Sequence[Image.Image], flip: bool, de
         posterior = vae.encode(few.to(device, vae.dtype)).latent_dist
         found.append(torch.stack([posterior.mean, posterior.std], 1).float() * sd.vae.config.scaling_factor)
     return torch.cat(found)
-
-
-def pixels_of(sd: StableDiffusion, pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures at the model's own size, the middle of each, (N, 3, H, W) in [-1, 1]."""
-    return torch.cat([latents.pixels_of(images.cover(picture, sd.size, sd.size)) for picture in pictures])
-
-
-def class_pictures(sd: StableDiffusion, recipe: Recipe, first: int, count: int) -> Iterator[Image.Image]:
-    """What the base model draws of the class, for prior preservation: the pictures number first .. count - 1."""
-    for start in range(first, count, 8):
-        asked = [
-            Request(recipe.class_prompt, seed=CLASS_SEED + k, guidance=GUIDANCE, model=sd.name)
-            for k in range(start, min(start + 8, count))
-        ]
-        for picture in drawn(sd, asked)[0]:
-            yield image_of(picture)
-
-
-def class_name(sd: StableDiffusion, recipe: Recipe) -> str:
-    """What the class pictures depend on, in sixteen signs."""
-    about = Request(recipe.class_prompt, seed=CLASS_SEED, guidance=GUIDANCE, model=sd.source).facts()
-    return hashlib.sha256(json.dumps([sd.revision, about], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def image_of(picture: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] -> RGB."""
-    return Image.fromarray(((picture / 2 + 0.5).clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy())
-
-
-def drawn(sd: StableDiffusion, asked: list[Request], record: attention.Record | None = None) -> tuple[Tensor, list]:
-    """Pictures (N, 3, H, W) in [-1, 1] on the CPU, and the attention that was recorded of the first one's steps."""
-    maps, last = [], []
-    for last in denoise_many(sd, asked, record):
-        maps.append({layer: p[-1:].cpu() for layer, p in last[0].attention.items()})
-    return torch.cat([latents.decode(sd, step.x_next).float().cpu() for step in last]), maps
 
 
 # --- the training itself --------------------------------------------------------------------------------------------------------------
@@ -622,14 +379,16 @@ def key_of(part: str, name: str) -> str:
     return f"{part}.{name.replace('.default.', '.').removeprefix('text_model.')}"
 
 
-def optimizer(recipe: Recipe, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    if recipe.adam8bit and device.type == "cuda":
-        try:
-            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+def has_adam8bit(device: torch.device) -> bool:
+    return device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
-            return AdamW8bit(parameters, lr=recipe.rate, weight_decay=recipe.weight_decay)
-        except ImportError:
-            pass
+
+def optimizer(recipe: Recipe, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    """AdamW; its 8-bit form where it was asked for and can be had: preflight says where it cannot."""
+    if recipe.adam8bit and has_adam8bit(device):
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+
+        return AdamW8bit(parameters, lr=recipe.rate, weight_decay=recipe.weight_decay)
     return torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=recipe.weight_decay, fused=True)
 
 
@@ -641,89 +400,3 @@ def write_lora(folder: Path, weights: Mapping[str, Tensor], configs: Mapping[str
         layers[f"{part}_lora_layers"] = {inner + n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)}
     about: dict[str, Any] = {f"{part}_lora_adapter_metadata": config for part, config in configs.items()}
     StableDiffusionPipeline.save_lora_weights(str(folder), **layers, **about)
-
-
-# --- previews -------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Watch:
-    """Draws the same prompts from the same seeds at every look, and measures: learning, memorising, forgetting (core/likeness.py)."""
-
-    sd: StableDiffusion  # the base model
-    recipe: Recipe
-    photos: Sequence[Image.Image]
-    device: torch.device | None = None  # where pictures are drawn; None: where sd is
-    embedder: Callable[[Tensor], Tensor] | None = field(init=False)
-    measure: str | None = field(init=False)  # what embeds
-
-    def __post_init__(self) -> None:
-        self.embedder, self.measure = likeness.embedder_for(self.sd) or (None, None)
-
-    @cached_property
-    def pixels(self) -> Tensor:
-        return pixels_of(self.sd, self.photos)  # (N, 3, H, W)
-
-    @cached_property
-    def embedded(self) -> Tensor | None:
-        return self.embedder(self.pixels) if self.embedder else None  # (N, D)
-
-    @cached_property
-    def spread(self) -> list[float]:
-        """How far each photo is from the nearest other one."""
-        return likeness.spread(self.pixels)
-
-    @cached_property
-    def alike(self) -> float | None:
-        """How alike the photos are among themselves: as good as a preview can be expected to be."""
-        if self.embedded is None:
-            return None
-        n = len(self.embedded)
-        return float(((self.embedded @ self.embedded.T).sum() - n) / (n * (n - 1)))
-
-    @cached_property
-    def before(self) -> Tensor | None:
-        """The class pictures of the base model, embedded."""
-        base = models.on(self.sd, self.device or self.sd.device)
-        return self.embedder(drawn(base, self.asked[len(self.recipe.shown) :])[0]) if self.embedder else None
-
-    @property
-    def asked(self) -> list[Request]:
-        """The subject's prompts, and the class prompt from the seeds of the first two."""
-        recipe, seeds = self.recipe, [(self.recipe.seed + k) % 2**32 for k in range(MAX_PROMPTS)]
-        own = [
-            Request(prompt, seed=seed, guidance=GUIDANCE, model=self.sd.name)
-            for prompt, seed in zip(recipe.shown, seeds, strict=False)
-        ]
-        return own + [Request(recipe.class_prompt, seed=seed, guidance=GUIDANCE, model=self.sd.name) for seed in seeds[:2]]
-
-    def look(self, step: int, now: StableDiffusion) -> Preview:
-        """What the model of this step draws."""
-        own, count = len(self.recipe.shown), len(self.asked)
-        pictures, maps = drawn(now, self.asked, attention.Record())
-        alike: list[float | None] = [None] * count
-        mean = drift = None
-        if self.embedder and self.embedded is not None:
-            embedded = self.embedder(pictures)
-            if step == 0:
-                self.__dict__["before"] = embedded[own:]  # so that they are not drawn again
-            near = likeness.likeness(embedded, self.embedded).tolist()
-            alike, mean = near, float(np.mean(near[:own]))
-            if self.before is not None:
-                drift = likeness.drift(embedded[own:], self.before)
-        found = likeness.nearest(pictures, self.pixels)
-        kinds = ["subject"] * own + ["class"] * (count - own)
-        made = [
-            Picture(r.prompt, r.seed, kind, image, like, which, far)
-            for r, kind, image, like, (which, far) in zip(self.asked, kinds, pictures, alike, found, strict=True)
-        ]
-        distance = float(np.mean([far for _, far in found[:own]]))
-        return Preview(step, tuple(made), mean, distance, drift, self.looked(now, maps))
-
-    def looked(self, now: StableDiffusion, maps: list) -> Tensor | None:
-        """Where the first picture looked for the rare word, (h, w)."""
-        wanted = self.recipe.identifier.split()
-        words = text.tokenize(now, self.recipe.shown[0]).words
-        places = tuple(at for word, positions in words if word.strip() in wanted for at in positions)
-        size = now.size // now.factor
-        return attention.heat_map(maps, places, size=(size, size)) if places else None

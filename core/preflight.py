@@ -16,12 +16,14 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from core import catalog, checkpoints, dreambooth, images, likeness, room
-from core.dreambooth import SIZES, TEXT_TARGETS, Learner, Recipe
+from core import catalog, checkpoints, dreambooth, images, likeness, previews, room
+from core.dreambooth import SIZES, Learner, has_adam8bit
 from core.models import StableDiffusion
+from core.recipe import PRESETS, TEXT_TARGETS, Recipe
 
 SAME = 5.0  # grey levels of 255, at 64 px: two pictures that are nearer are one picture, saved twice
 BLURRED = 0.012  # of `sharpness`: sharp samples have 0.026 and more, blurred by 3 px at 128 most have less
+PLAIN_ADAM = "8-bit Adam needs an NVIDIA GPU and the package bitsandbytes; plain AdamW takes its place, with more memory."
 PREVIEW_STEPS = 20  # of a Request
 Shapes = Mapping[str, Mapping[str, Sequence[int]]]  # "unet" or "text_encoder" -> a weight's name -> its shape
 
@@ -50,6 +52,7 @@ class Preflight:
     disk_free: int
     savings: tuple[Saving, ...]  # where memory is short: what to try, the least harm first
     problems: tuple[str, ...]  # why it cannot start; none: it can
+    notes: tuple[str, ...] = ()  # what will go otherwise than the recipe says
 
     @property
     def pictures(self) -> list[Image.Image]:
@@ -95,6 +98,7 @@ def preflight(
         disk_free,
         savings(sd, recipe) if memory > memory_free else (),
         tuple(problems),
+        (PLAIN_ADAM,) if recipe.adam8bit and not has_adam8bit(sd.device) else (),
     )
 
 
@@ -114,7 +118,7 @@ def sorted_out(sd: StableDiffusion, sources: Sequence[images.Source]) -> tuple[l
             accepted.append((number, images.open_picture(source)))
         except ValueError as error:
             refused.append((number, str(error)))
-    pixels = dreambooth.pixels_of(sd, [picture for _, picture in accepted]) if accepted else torch.zeros(0, 3, 1, 1)
+    pixels = previews.pixels_of(sd, [picture for _, picture in accepted]) if accepted else torch.zeros(0, 3, 1, 1)
     for at, (number, picture) in enumerate(accepted):
         if min(picture.size) < sd.size:
             warned.append(
@@ -140,7 +144,7 @@ def recommended_steps(sd: StableDiffusion, recipe: Recipe, pictures: int) -> int
     """For our own family, what was tuned. For others as in diffusers' README: 100 looks at each picture by LoRA and 80 by full training,
     twice that with class pictures."""
     if embedded(sd):
-        return dreambooth.PRESETS["embedded"].steps
+        return PRESETS["embedded"].steps
     looks = (100 if recipe.method == "lora" else 80) * pictures * (2 if recipe.prior else 1)
     return int(np.clip(looks, 300, 2000)) // (recipe.batch * recipe.accumulation)
 

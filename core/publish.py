@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from core import checkpoints, models
-from core.dreambooth import Recipe
+from core.recipe import Recipe
 
 LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for
 LICENCES = {  # the catalogue's words -> the Hub's

@@ -19,9 +19,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from core import checkpoints, dreambooth, lane, models, text
-from core.dreambooth import Preview, Recipe, TrainStep, Watch
+from core import checkpoints, dreambooth, lane, models, previews, text
+from core.dreambooth import TrainStep
 from core.models import StableDiffusion
+from core.previews import Preview, Watch
+from core.recipe import Recipe
 
 log = logging.getLogger("trainer")
 LAST = lane.LAST
@@ -136,11 +138,11 @@ def class_pictures(folder: Path, sd: StableDiffusion, recipe: Recipe, accelerato
     """The base model's own pictures of the class, made once for a model and a class. None if somebody stops us on the way."""
     if not recipe.prior:
         return []
-    home = folder.parent / "class" / dreambooth.class_name(sd, recipe)
+    home = folder.parent / "class" / previews.class_name(sd, recipe)
     if accelerator.is_main_process:
         home.mkdir(parents=True, exist_ok=True)
         have = len(list(home.glob("*.png")))
-        for number, picture in enumerate(dreambooth.class_pictures(sd, recipe, have, recipe.class_images), have):
+        for number, picture in enumerate(previews.class_pictures(sd, recipe, have, recipe.class_images), have):
             save_picture(picture, home / f"{number:03d}.png")
             lane.tell(folder, "preparing", made=number + 1, to_make=recipe.class_images)
             if lane.wanted(folder):
@@ -162,7 +164,7 @@ def write_preview(folder: Path, sd: StableDiffusion, watch: Watch, preview: Prev
     stage.mkdir(parents=True)
     pictures = []
     for number, picture in enumerate(preview.pictures):
-        dreambooth.image_of(picture.image).save(stage / f"{number}.png")
+        previews.image_of(picture.image).save(stage / f"{number}.png")
         plain = {name: value for name, value in picture.__dict__.items() if name != "image"}
         pictures.append({"file": f"{number}.png", **plain})
     facts = {name: getattr(preview, name) for name in ("step", "likeness", "distance", "drift")}

@@ -32,7 +32,7 @@ from pathlib import Path
 from PIL import Image
 
 from core import catalog, checkpoints, dreambooth, lane, models, preflight, publish
-from core.dreambooth import Recipe
+from core.recipe import Recipe
 
 HOME = Path(os.environ.get("DREAMBOOTH_HOME") or Path(__file__).resolve().parent.parent / ".runs" / "dreambooth")
 THEMES = ("animal", "science", "food", "landscape", "wildcard")

@@ -33,6 +33,7 @@ from diffusers import (
 )
 from PIL import Image
 
+import bench_train
 from core import catalog, latents, models, schedulers, sweep
 from core.attention import Record
 from core.conditioning import Depth, Inpaint, Pixels, Source, Upscale
@@ -277,13 +278,14 @@ def main() -> None:
         | sweeps(sd, max(3, args.turns // 2))
         | views(sd, args.turns)
         | from_pictures(max(3, args.turns // 2))
+        | bench_train.figures(max(3, args.turns // 2))
     )
     if not args.no_page:
         figures |= page(args.turns)
     imports = [seconds(lambda: subprocess.run([sys.executable, "-c", "import app"], check=True)) for _ in range(3)]
     figures["import_s"] = round(statistics.median(imports), 2)
     for name, value in figures.items():
-        print(f"{name:24}{value:>10}")
+        print(f"{name:24}{value!s:>10}")
     print(json.dumps(figures))
 
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only, and core/ is beside that
-from core import checkpoints, dreambooth, latents, likeness, models, subjects
-from core.dreambooth import PRESETS, Recipe
+from core import checkpoints, dreambooth, latents, likeness, models, previews, subjects
 from core.judge import Judge, load_judge
 from core.models import StableDiffusion
+from core.recipe import PRESETS, Recipe
 from core.sampling import Request, denoise_many
 from core.subjects import Sample
 
@@ -50,7 +50,7 @@ def drawn(sd: StableDiffusion, prompt: str) -> Tensor:
 def trained(sd: StableDiffusion, recipe: Recipe, sample: Sample) -> tuple[StableDiffusion, float, float]:
     """The model after its training, the seconds that class pictures took, and those of everything else."""
     began = time.perf_counter()
-    priors = list(dreambooth.class_pictures(sd, recipe, 0, recipe.class_images)) if recipe.prior else []
+    priors = list(previews.class_pictures(sd, recipe, 0, recipe.class_images)) if recipe.prior else []
     drew = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -62,7 +62,7 @@ def trained(sd: StableDiffusion, recipe: Recipe, sample: Sample) -> tuple[Stable
 
 def measured(sd: StableDiffusion, sample: Sample, changes: dict, judge: Judge, embed: Callable[[Tensor], Tensor]) -> dict:
     recipe = recipe_of(sample, changes)
-    photos = dreambooth.pixels_of(sd, sample.pictures())
+    photos = previews.pixels_of(sd, sample.pictures())
     now, drew, took = trained(sd, recipe, sample)
 
     def called(pictures: Tensor) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only, and core/ is beside that
 from core import lane, subjects
-from core.dreambooth import PRESETS
+from core.recipe import PRESETS
 from core.trainings import Trainings
 
 FOLDER = Path(__file__).resolve().parent.parent / "assets" / "examples" / "dreambooth" / ("0" * 32)

@@ -326,8 +326,8 @@ def train_unet(args: argparse.Namespace, folder: Path) -> None:
             clean.append(latents[i, :, y : y + side, x : x + side])
             words.append("" if rng.random() < 0.1 else caption(specs[i], rng))
         x0, picture = torch.stack(clean).to(device()).float(), to_tensor(np.stack(crops))
-        # Low levels are what is used: a third are under 20, the pipeline's default.
-        level = (torch.rand(args.batch, device=device()) ** 3 * (MAX_NOISE_LEVEL + 1)).long()
+        # Low levels are what is used: half are under 20, the pipeline's default.
+        level = (torch.rand(args.batch, device=device()) ** 5 * (MAX_NOISE_LEVEL + 1)).long()
         picture = low_noise.add_noise(picture, torch.randn_like(picture), level)
         # One timestep from each of as many equal parts as the batch is large: a calmer loss than of independent ones.
         t = ((torch.arange(args.batch) + torch.rand(args.batch)) * 1000 / args.batch).long().to(device())

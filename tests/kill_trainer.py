@@ -21,7 +21,7 @@ from conftest import pipeline_of, toy_model
 from PIL import Image
 
 from core import checkpoints, lane, trainer
-from core.dreambooth import Recipe
+from core.recipe import Recipe
 from core.trainings import Trainings
 
 STEPS, EVERY = 36, 4

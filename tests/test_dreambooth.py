@@ -14,8 +14,9 @@ from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from core import checkpoints, dreambooth, latents, likeness, models, preflight
-from core.dreambooth import PRESETS, Diverged, Learner, Recipe, moments, random_of, train
+from core import checkpoints, dreambooth, latents, likeness, models, preflight, previews
+from core.dreambooth import Diverged, Learner, moments, random_of, train
+from core.recipe import PRESETS, Recipe
 from core.sampling import Request, denoise
 from core.subjects import SAMPLES
 
@@ -33,8 +34,8 @@ def pictures():
 @pytest.fixture(autouse=True)
 def quickly_drawn(monkeypatch):
     """Previews of 4 steps instead of 20."""
-    drawn = dreambooth.drawn
-    monkeypatch.setattr(dreambooth, "drawn", lambda sd, asked, *rest: drawn(sd, [replace(r, steps=4) for r in asked], *rest))
+    drawn = previews.drawn
+    monkeypatch.setattr(previews, "drawn", lambda sd, asked, *rest: drawn(sd, [replace(r, steps=4) for r in asked], *rest))
 
 
 def bits(*modules) -> list[torch.Tensor]:
@@ -212,7 +213,7 @@ def test_latents_are_sampled_anew_with_the_vaes_own_mean_and_spread(emoji):
     draws = torch.cat([dreambooth.draw(known, replace(RECIPE, batch=1), k, random_of(k), 0) for k in range(300)])
     assert torch.allclose(draws.mean(0), known[0, 0], atol=5 * float(known[0, 1].max()) / 300**0.5)
     assert torch.allclose(draws.std(0), known[0, 1], rtol=0.3, atol=1e-4)
-    assert torch.allclose(known[0, :1], latents.encode(emoji, dreambooth.pixels_of(emoji, [image])), atol=1e-5)
+    assert torch.allclose(known[0, :1], latents.encode(emoji, previews.pixels_of(emoji, [image])), atol=1e-5)
 
 
 # --- training -------------------------------------------------------------------------------------------------------------------------
@@ -275,7 +276,7 @@ def test_a_preview_is_what_the_checkpoint_draws(toy, pictures, tmp_path):
         ("class", "a dog", 0),
         ("class", "a dog", 1),
     ]
-    *_, end = denoise(now, Request("a sks dog at night", seed=1, steps=4, guidance=dreambooth.GUIDANCE))
+    *_, end = denoise(now, Request("a sks dog at night", seed=1, steps=4, guidance=previews.GUIDANCE))
     assert torch.allclose(latents.decode(now, end.x_next)[0], last.preview.pictures[1].image, atol=1e-4)
     assert last.preview.attention.shape == (8, 8) and 0 < float(last.preview.attention.max()) <= 1
 
@@ -285,7 +286,7 @@ def test_previews_measure_learning_memorising_and_forgetting(emoji):
         PRESETS["embedded"], class_images=0, prompts=("a sks car",), preview_every=2, steps=2, batch=2, checkpoint_every=2
     )
     own = SAMPLES["taxi"].pictures()
-    watch = dreambooth.Watch(emoji, recipe, own)
+    watch = previews.Watch(emoji, recipe, own)
     base = watch.look(0, emoji)
     assert watch.measure == "judge" and base.drift == pytest.approx(0, abs=1e-5)
     assert base.likeness < watch.alike <= 1 and len(watch.spread) == len(own)
@@ -477,6 +478,9 @@ def test_preflight_measures_time_memory_and_disk(toy, pictures, tmp_path, monkey
     assert found.disk > 3 * 12 * count
     monkeypatch.setattr(preflight.room, "free", lambda device: 1000)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    assert not found.notes
+    plain = preflight.preflight(toy, replace(recipe, adam8bit=True), pictures, tmp_path)
+    assert plain.notes == (preflight.PLAIN_ADAM,), "the processor has no 8-bit Adam: that is said"
     short = preflight.preflight(toy, recipe, pictures[:2], tmp_path)
     assert short.step_seconds is None and [list(s.changes) for s in short.savings] == [
         ["gradient_checkpointing"],

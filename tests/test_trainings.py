@@ -20,7 +20,7 @@ from kill_trainer import RECIPE, Forked, Launched, pictures, rounds, save_toy, w
 from PIL import Image
 from safetensors.torch import load_file
 
-from core import checkpoints, dreambooth, images, lane, models, preflight, trainer
+from core import checkpoints, images, lane, models, preflight, previews, trainer
 from core.sampling import Request, denoise
 from core.trainings import UNKNOWN, Trainings
 
@@ -61,9 +61,9 @@ def done(model, tmp_path_factory):
         RECIPE, model=str(model), method="lora", steps=8, class_images=3, preview_every=4, prompts=("a `sks`\n# dog",), rate=0.1
     )
     one = trainings.start(wanted, pictures(), "anna", theme="animal", subject="taxi")
-    drawn = dreambooth.drawn
+    drawn = previews.drawn
     with pytest.MonkeyPatch.context() as patch:  # pictures of 4 steps instead of 20
-        patch.setattr(dreambooth, "drawn", lambda sd, asked, *rest: drawn(sd, [replace(r, steps=4) for r in asked], *rest))
+        patch.setattr(previews, "drawn", lambda sd, asked, *rest: drawn(sd, [replace(r, steps=4) for r in asked], *rest))
         run_here(trainings.home / one)
     assert trainings.status(one, "anna").state == "done", trainings.status(one, "anna")
     return trainings, one

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from core import images, lane, models, trainer
-from core.dreambooth import GUIDANCE, PRESETS, Recipe
 from core.engine import LocalEngine
 from core.preflight import preflight, savings
+from core.previews import GUIDANCE
+from core.recipe import PRESETS, Recipe
 from core.sampling import Request
 from core.subjects import SAMPLES
 from core.trainings import Status, Trainings

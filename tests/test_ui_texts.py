@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ui
-from core import catalog, dreambooth, images
+from core import catalog, images, recipe
 from core.lane import ENDED
 from core.sampling import Request, check_interval
 from core.schedulers import make
@@ -47,7 +47,7 @@ def test_every_text_is_used_and_every_text_used_is_there():
         "status_": ("queued", "loading", "running", "starting", "starting_picture", "decoding"),
         "tokens_": ("start", "end"),
         "pictures_fit_": ("whole", "sides", "ends"),
-        "dreambooth_method_": dreambooth.METHODS,
+        "dreambooth_method_": recipe.METHODS,
         "dreambooth_theme_": THEMES,
         "dreambooth_": (
             "waiting",

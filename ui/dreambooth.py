@@ -22,11 +22,12 @@ from PIL import Image
 
 from core import images
 from core.catalog import CATALOG
-from core.dreambooth import GUIDANCE, METHODS, PRECISIONS, PRESETS, SCHEDULES, UNET_TARGETS, Recipe
 from core.engine import LocalEngine
 from core.lane import ENDED
 from core.models import StableDiffusion
 from core.preflight import Preflight, embedded, preflight, sorted_out
+from core.previews import GUIDANCE
+from core.recipe import METHODS, PRECISIONS, PRESETS, SCHEDULES, UNET_TARGETS, Recipe
 from core.sampling import Request
 from core.subjects import SAMPLES
 from core.text import Token, tokenize
@@ -224,6 +225,7 @@ def checked_html(found: Preflight, recipe: Recipe, language: str) -> str:
         f"<li>{html.escape(texts.sentence(language, one.sentence))}{change_button(one.changes, say(language, 'dreambooth_take'))}</li>"
         for one in found.savings
     ]
+    lines += [html.escape(texts.sentence(language, note)) for note in found.notes]
     if ladder:
         problems.append(f'<p class="cut">{say(language, "dreambooth_short")}</p><ol>{"".join(ladder)}</ol>')
     return "".join(problems) + "".join(f"<p>{line}</p>" for line in lines)

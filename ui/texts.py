@@ -2130,6 +2130,10 @@ REFUSALS = [
         "画像がぼやけているようです。モデルはぼけも覚えてしまいます。",
     ),
     (
+        r"8-bit Adam needs an NVIDIA GPU and the package bitsandbytes; plain AdamW takes its place, with more memory\.",
+        "8 ビット Adam には NVIDIA の GPU と bitsandbytes が必要です。代わりに通常の AdamW を使います（メモリは多めになります）。",
+    ),
+    (
         r"The training takes (.+) of disk, and (.+) are free; make room, or train a LoRA\.",
         "学習にはディスクが {0} 要りますが、空きは {1} です。空きを作るか、LoRA で学習してください。",
     ),
