@@ -7,6 +7,7 @@ every result names the one that answered. Only safetensors are ever fetched or o
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
@@ -14,7 +15,8 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 MODELS = Path(__file__).resolve().parent.parent / "assets" / "models"
 FILES = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.safetensors"]
 # Beside the full weights, repositories keep halves, training weights and a safety checker that this app does not load: gigabytes.
-LEFT = ["*.fp16.*", "*non_ema*", "safety_checker/*", "image_encoder/*"]
+LEFT = ["*non_ema*", "safety_checker/*", "image_encoder/*"]
+HALVES = ["*.fp16.*"]
 PARTS = ["tokenizer", "text_encoder", "vae", "unet", "scheduler"]
 
 
@@ -91,7 +93,7 @@ CATALOG = {
             "sd15-inpaint",
             "Stable Diffusion 1.5 inpainting",
             "inpaint",
-            (("stable-diffusion-v1-5/stable-diffusion-inpainting", "main"),),
+            (("stable-diffusion-v1-5/stable-diffusion-inpainting", "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb"),),
             "CreativeML OpenRAIL-M",
             4.3,
         ),
@@ -133,7 +135,7 @@ CATALOG = {
             "x4-upscaler",
             "Stable Diffusion x4 upscaler",
             "upscale",
-            (("stabilityai/stable-diffusion-x4-upscaler", "main"),),
+            (("stabilityai/stable-diffusion-x4-upscaler", "572c99286543a273bfd17fac263db5a77be12c4c"),),
             "CreativeML Open RAIL++-M",
             3.7,
         ),
@@ -176,6 +178,12 @@ def _local(folder: Path, licence: str) -> Found:
     return Found(folder, folder.name, "", licence)
 
 
+def variant_of(part: Path) -> str | None:
+    """What diffusers calls the weights in a model's folder: "fp16" where it has halves only, None where it has them whole."""
+    names = [file.name for file in part.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
 def resolve(name: str, fetch: bool = True) -> Found:
     """Finds a checkpoint: a catalogue name, a local folder, or a Hub id "owner/name". What is on disk is used without asking the Hub;
     without `fetch` the Hub is not asked at all.
@@ -201,14 +209,13 @@ def resolve(name: str, fetch: bool = True) -> Found:
         reasons = []
         for repository, revision in candidates:
             try:
-                folder = Path(
-                    huggingface_hub.snapshot_download(
-                        repository, revision=revision, allow_patterns=FILES, ignore_patterns=LEFT, local_files_only=offline
-                    )
-                )
+                wanted: dict[str, Any] = {"revision": revision, "allow_patterns": FILES, "local_files_only": offline}
+                folder = Path(huggingface_hub.snapshot_download(repository, ignore_patterns=LEFT + HALVES, **wanted))
                 if missing := _missing(folder):
                     reasons.append(f"{repository} lacks {', '.join(missing)}")
                     continue
+                if not any((folder / "unet").glob("*.safetensors")):  # some keep halves only, as SD 1.5's inpainting model does
+                    folder = Path(huggingface_hub.snapshot_download(repository, ignore_patterns=LEFT, **wanted))
                 if not any((folder / "unet").glob("*.safetensors")):
                     reasons.append(f"{repository} has no safetensors, and other formats can run code")
                     continue

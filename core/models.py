@@ -131,16 +131,20 @@ def load(
     where = torch.device(device) if device is not None else choose_device()
     kind, why = (dtype, f"{dtype}, as asked") if dtype is not None else choose_dtype(where)
     revision = found.revision or check_manifest(folder)
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+
+    def part(name: str) -> dict[str, Any]:
+        variant = catalog.variant_of(folder / name)
+        return {"subfolder": name, "local_files_only": True, "use_safetensors": True, "variant": variant}
+
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-        text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=kind, **options)
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **options)
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=kind, **options)
+        text_encoder = CLIPTextModel.from_pretrained(folder, **part("text_encoder"), dtype=kind)
+        vae = AutoencoderKL.from_pretrained(folder, **part("vae"))
+        unet = UNet2DConditionModel.from_pretrained(folder, **part("unet"), dtype=kind)
         config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
         estimator = processor = low_res = None
         if (folder / "depth_estimator").is_dir():
-            estimator = DPTForDepthEstimation.from_pretrained(folder, subfolder="depth_estimator", **options)
+            estimator = DPTForDepthEstimation.from_pretrained(folder, **part("depth_estimator"))
             processor = AutoImageProcessor.from_pretrained(folder, subfolder="feature_extractor", local_files_only=True)
         if (folder / "low_res_scheduler").is_dir():
             low_res = json.loads((folder / "low_res_scheduler" / "scheduler_config.json").read_text())

@@ -1,5 +1,6 @@
 """Loading: the embedded model, damaged files, and what is said when there is none."""
 
+import copy
 import json
 import shutil
 
@@ -122,6 +123,26 @@ def test_only_safetensors_are_fetched(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="has no safetensors"):
         catalog.resolve("sd15")
     assert asked and not any(p.endswith((".bin", ".ckpt", ".pt", "*")) for patterns in asked for p in patterns)
+
+
+def test_a_repository_of_halves_alone_is_fetched_and_opened(monkeypatch, tmp_path, emoji):
+    """As SD 1.5's inpainting model has its UNet and VAE: *.bin, and *.fp16.safetensors."""
+    shutil.copytree(EMOJI, tmp_path / "hub", ignore=shutil.ignore_patterns("manifest.json", "*.safetensors*"))
+    emoji.text_encoder.save_pretrained(tmp_path / "hub" / "text_encoder")
+    for part, module in (("unet", emoji.unet), ("vae", emoji.vae)):
+        copy.deepcopy(module).half().save_pretrained(tmp_path / "hub" / part, variant="fp16")
+    asked = []
+
+    def download(repository, ignore_patterns, **options):
+        asked.append(options["local_files_only"])
+        shutil.copytree(tmp_path / "hub", tmp_path / "cache", ignore=shutil.ignore_patterns(*ignore_patterns), dirs_exist_ok=True)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    sd = models.load("sd15-inpaint")
+    assert {part.dtype for part in (sd.text_encoder, sd.unet, sd.vae)} == {torch.float32} and asked == [True, True]
+    assert torch.allclose(sd.unet.conv_in.weight, emoji.unet.conv_in.weight, atol=1e-3)
+    assert torch.equal(sd.text_encoder.get_input_embeddings().weight, emoji.text_encoder.get_input_embeddings().weight)
 
 
 def test_the_first_candidate_that_answers_is_named(monkeypatch, tmp_path):
