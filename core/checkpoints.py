@@ -31,10 +31,11 @@ def step_of(checkpoint: Path) -> int:
 
 def write(folder: Path, step: int, fill: Callable[[Path], None]) -> Path:
     """Makes the checkpoint of a step: fill(path) writes its files. Raises what fill raises; what was there before stays."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # not its parents: a training that was deleted meanwhile does not come back
     done = folder_of(folder, step)
     stage = done.with_suffix(".tmp")
-    shutil.rmtree(stage, ignore_errors=True)
+    for half in set(folder.glob("step_*")) - set(listed(folder)):  # what a kill left, of any step
+        shutil.rmtree(half, ignore_errors=True)
     try:
         stage.mkdir()
         fill(stage)

@@ -359,14 +359,20 @@ def test_of_checkpoints_that_are_not_whole_an_older_one_counts(pictures, tmp_pat
         ("pytorch_lora_weights.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-1] + b"x")),
     ):
         spoil(tmp_path / "step_000006" / name)
-        (tmp_path / "step_000008.tmp").mkdir()
+        (tmp_path / "step_000007.tmp").mkdir()  # of a kill inside a save, at a step that no later save may have
         assert checkpoints.step_of(checkpoints.newest(tmp_path, state=True)) == 4
         assert [s.step for s in train(sd, RECIPE, pictures, folder=tmp_path)] == [5, 6]
         assert equal(weights(tmp_path, 6), right)
-        (tmp_path / "step_000008.tmp").rmdir()
+        assert [p.name for p in sorted(tmp_path.iterdir())] == kept, "nothing half stays to take room"
     with pytest.raises(ValueError, match="checkpoint of step 2 is damaged"):
         (tmp_path / "step_000002" / "pytorch_lora_weights.safetensors").write_bytes(b"")
         models.adapted(sd, tmp_path / "step_000002")
+
+
+def test_a_training_that_was_deleted_does_not_come_back(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        checkpoints.write(tmp_path / "gone" / "checkpoints", 2, lambda stage: None)
+    assert not (tmp_path / "gone").exists()
 
 
 def test_large_weights_are_kept_of_the_newest_two_alone(pictures, tmp_path, monkeypatch):
