@@ -30,6 +30,7 @@ T = TypeVar("T")
 KEPT_PER_OWNER = 8  # finished runs that a person can come back to
 KEPT_BYTES = 2 * 2**30  # finished runs in all: some 300 of the embedded model's
 LOADED = 3  # models in memory, beside the embedded ones; and as many private ones
+IDLE = 600.0  # seconds after which a private model that nobody uses leaves the memory
 OFFERED_PER_OWNER = 24  # private models that a person can choose from
 WAITING_PER_OWNER = 3
 WAITING = 60
@@ -111,6 +112,7 @@ class LocalEngine:
         self.allowed: dict[str, str] = dict(allowed) if isinstance(allowed, Mapping) else dict.fromkeys(allowed, "base")
         self._private: OrderedDict[str, Private] = OrderedDict()  # oldest offer first
         self._models: OrderedDict[str, StableDiffusion] = OrderedDict()  # the one used last stands last
+        self._used: dict[str, float] = {}  # when each was asked for last
         self._loading = threading.RLock()  # a private model's load asks for the model that it grew from
         self._jobs: OrderedDict[str, Job] = OrderedDict()  # oldest first
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # owner -> jobs; the first owner is next
@@ -222,6 +224,7 @@ class LocalEngine:
         with self._changed:
             if name not in self.allowed and name not in self._private:
                 raise self._unknown(name)
+            self._used[name] = time.monotonic()
             if (sd := self._models.get(name)) is not None:  # not waiting for `_loading`: another model may be loading for a while
                 self._models.move_to_end(name)
                 return sd
@@ -244,6 +247,12 @@ class LocalEngine:
             kind = [one for one in self._models if one not in EMBEDDED and (one in self._private) == (name in self._private)]
             if len(kind) >= LOADED and name not in EMBEDDED:
                 del self._models[kind[0]]
+
+    def _rest(self) -> None:
+        """Lets go of private models that nobody has used for a while: a large one has gigabytes."""
+        with self._changed:
+            for name in [one for one in self._models if one in self._private and time.monotonic() - self._used[one] > IDLE]:
+                del self._models[name]
 
     def check(self, name: str, owner: str | None = None) -> None:
         """Raises ValueError if this is no model of everyone's, nor this owner's own."""
@@ -270,6 +279,7 @@ class LocalEngine:
         with self._changed:
             if self._private.pop(name, None):
                 self._models.pop(name, None)
+                self._used.pop(name, None)
 
     def for_role(self, role: str, owner: str | None = None) -> list[str]:
         """The models for one of catalog.ROLES: those of everyone, then this owner's own, newest first."""
@@ -361,7 +371,8 @@ class LocalEngine:
             self._running = None
             self._forget()
             while not self._closed and not any(self._waiting.values()):
-                self._changed.wait()
+                self._changed.wait(IDLE)
+                self._rest()
             if self._closed:
                 return None
             job = self._order()[0]

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -320,6 +321,20 @@ def test_of_private_models_the_three_used_last_stay_in_memory(engine, toy):
         engine.model(name)
     assert [name for name in "abcd" if engine.loaded(name)] == ["a", "c", "d"] and engine.loaded("toy")
     assert engine.model("b") is toy, "and comes back when it is asked for"
+
+
+def test_a_private_model_leaves_the_memory_when_nobody_uses_it(toy, monkeypatch):
+    monkeypatch.setattr("core.engine.IDLE", 0.2)
+    engine = LocalEngine(lambda name: replace(toy, name=name), allowed=("toy",))
+    engine.offer("mine", "base", lambda: replace(toy, name="mine"), "anna")
+    made = weakref.ref(engine.model("mine"))
+    engine.model("toy")
+    ends = time.monotonic() + 20
+    while engine.loaded("mine") and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert not engine.loaded("mine") and made() is None and engine.loaded("toy")
+    assert engine.ask("mine", lambda sd: sd.name, "anna") == "mine", "and comes back when it is asked for"
+    engine.close()
 
 
 def test_a_person_has_so_many_private_models(engine, toy):
