@@ -40,12 +40,15 @@ def hold(path: Path, wait: bool = False) -> IO | None:
 
 
 def held(path: Path) -> bool:
-    """Whether somebody holds the lock of a file."""
-    if not path.exists():
-        return False
-    if (file := hold(path)) is None:
+    """Whether somebody holds the lock of a file. Looked at with a shared lock, so that two who look at once do not see each other."""
+    try:
+        with path.open("rb") as file:
+            assert fcntl is not None
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    file.close()
+    except FileNotFoundError:  # deleted, maybe just now
+        return False
     return False
 
 

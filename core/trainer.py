@@ -32,7 +32,8 @@ STARTER = os.environ.get("LANE")  # the process id of core.lane, which started u
 
 def main(folder: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    accelerator = Accelerator(cpu=os.environ.get("ACCELERATE_USE_CPU", "") == "true")
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "") == "true"
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no")  # the recipe says the precision, not accelerate's config
     mine = accelerator.is_main_process
     lock = lane.hold(folder / "work.lock", wait=True) if mine else None  # a trainer whose starter died ends behind its step
     accelerator.wait_for_everyone()
@@ -41,12 +42,12 @@ def main(folder: Path) -> None:
         if mine:
             reserve.write_bytes(os.urandom(2**16))  # so that a full disk has room for the sentence that it is full
         state = run(folder, accelerator)
-        if mine:
+        if mine and ours(folder):
             lane.tell(folder, state, step=told(folder), seconds_left=0.0 if state == "done" else None)
     except Exception as error:
         log.exception("The training ended")
-        if mine:
-            reserve.unlink(missing_ok=True)
+        reserve.unlink(missing_ok=True)
+        if mine and ours(folder):
             lane.tell(folder, "failed", message=sentence(error, folder), step=told(folder), seconds_left=None)
         sys.exit(1)
     finally:
@@ -77,8 +78,8 @@ def run(folder: Path, accelerator: Any) -> str:
     watch = Watch(sd, recipe, photos, accelerator.device)
     there = models.on(sd, accelerator.device)
     priors = class_pictures(folder, there, recipe, accelerator)
-    if priors is None:
-        return lane.wanted(folder) or "stopped"
+    if len(priors) < recipe.class_images * recipe.prior:
+        return asked_for(folder, accelerator) or "stopped"
     if mine and recipe.preview_every and not (folder / "previews" / "000000").exists():
         write_preview(folder, sd, watch, watch.look(0, there))
     del there  # room for the training
@@ -104,10 +105,21 @@ def run(folder: Path, accelerator: Any) -> str:
     return "done"
 
 
+def ours(folder: Path) -> bool:
+    """Whether this training is still for us to tell of: nobody has had it go on in another process."""
+    status = lane.read(folder / "status.json")
+    return not STARTER or (status.get("state") != "waiting" and str(status.get("pid")) == STARTER)
+
+
+def wish(folder: Path) -> str | None:
+    """The state to end in: somebody asks for it, or the process that started us is no more. None: go on."""
+    here = not STARTER or (lane.held(folder / "alive.lock") and ours(folder))
+    return lane.wanted(folder) or (None if here else "interrupted")
+
+
 def asked_for(folder: Path, accelerator: Any) -> str | None:
-    """Whether to end here: somebody asks for it, or the process that started us is no more. All processes hear the same."""
-    here = lane.held(folder / "alive.lock") and str(lane.read(folder / "status.json").get("pid")) == STARTER
-    state = lane.wanted(folder) or ("interrupted" if STARTER and not here else None)
+    """The main process's wish: all processes hear the same."""
+    state = wish(folder)
     if accelerator.num_processes > 1:
         from accelerate.utils import broadcast_object_list
 
@@ -134,8 +146,8 @@ def cut_back(folder: Path, step: int) -> None:
     checkpoints.write_text(path, "".join(lines[:step]))
 
 
-def class_pictures(folder: Path, sd: StableDiffusion, recipe: Recipe, accelerator: Any) -> list[Image.Image] | None:
-    """The base model's own pictures of the class, made once for a model and a class. None if somebody stops us on the way."""
+def class_pictures(folder: Path, sd: StableDiffusion, recipe: Recipe, accelerator: Any) -> list[Image.Image]:
+    """The base model's own pictures of the class, made once for a model and a class. Fewer if somebody stops us on the way."""
     if not recipe.prior:
         return []
     home = folder.parent / "class" / previews.class_name(sd, recipe)
@@ -145,14 +157,15 @@ def class_pictures(folder: Path, sd: StableDiffusion, recipe: Recipe, accelerato
         for number, picture in enumerate(previews.class_pictures(sd, recipe, have, recipe.class_images), have):
             save_picture(picture, home / f"{number:03d}.png")
             lane.tell(folder, "preparing", made=number + 1, to_make=recipe.class_images)
-            if lane.wanted(folder):
-                return None
+            if wish(folder):
+                break
     accelerator.wait_for_everyone()
-    return [Image.open(home / f"{number:03d}.png") for number in range(recipe.class_images)]
+    return [Image.open(path) for path in sorted(home.glob("*.png"))[: recipe.class_images]]
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     picture.save(path.with_suffix(".tmp"), "PNG")
+    checkpoints.flush(path.with_suffix(".tmp"))  # it is there for all trainings to come
     os.replace(path.with_suffix(".tmp"), path)
 
 

@@ -22,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,7 @@ class Trainings:
 
     def __init__(self, home: Path = HOME):
         self.home = Path(home)
+        self._beginning = threading.Lock()  # two clicks at once begin one training
 
     # --- start, pause, stop, go on ------------------------------------------------------------------------------------------------
 
@@ -76,11 +78,7 @@ class Trainings:
         if theme not in THEMES:
             raise ValueError(f"There is no theme {str(theme)[:40]!r}; choose one of {', '.join(THEMES)}.")
         found = catalog.resolve(recipe.model, fetch=False)
-        running = [one for one in self._folders() if self.status(one.name, None).state not in lane.ENDED]
-        if any(lane.read(one / "settings.json").get("owner") == hashed(owner) for one in running):
-            raise ValueError("You have a training going on already; stop it, or let it finish.")
-        if len(running) > WAITING:
-            raise ValueError(f"{WAITING} trainings are waiting; try again later.")
+        self._check_turn(hashed(owner))
         needed = preflight.disk_needed(recipe, preflight.shapes_in(found.folder))
         if needed > (free := shutil.disk_usage(preflight.existing(self.home)).free):
             raise ValueError(preflight.no_room(needed, free))
@@ -106,7 +104,9 @@ class Trainings:
                     bare.paste(picture)
                     bare.save(folder / "images" / f"{number:03d}.png")
                 lane.write(folder / "settings.json", settings)
-                self._launch(folder, step=0, count=recipe.steps)
+                with self._beginning:
+                    self._check_turn(hashed(owner))
+                    self._launch(folder, step=0, count=recipe.steps)
         except ValueError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -123,12 +123,13 @@ class Trainings:
     def go_on(self, training: str, owner: str | None) -> None:
         """Takes it up where its newest checkpoint stands. Raises ValueError if it is going on, or done."""
         folder = self._folder(training, owner)
-        state = self.status(training, owner).state
-        if state == "done":
-            raise ValueError("This training is done; start another from its pictures.")
-        if state not in lane.ENDED:
-            raise ValueError("This training is going on already.")
-        with room_needed():
+        with self._beginning, room_needed():
+            state = self.status(training, owner).state
+            if state == "done":
+                raise ValueError("This training is done; start another from its pictures.")
+            if state not in lane.ENDED:
+                raise ValueError("This training is going on already.")
+            self._check_turn(lane.read(folder / "settings.json").get("owner"))
             for flag in lane.FLAGS:
                 (folder / flag).unlink(missing_ok=True)
             self._launch(folder)
@@ -176,7 +177,7 @@ class Trainings:
         facts = lane.read(folder / "status.json")
         reap()
         state, message = facts.get("state", "interrupted"), facts.get("message", "")
-        young = time.time() - facts.get("queued", 0.0) < 5  # its process is being born
+        young = training in CHILDREN or time.time() - facts.get("queued", 0.0) < 5  # its process is there, or being born
         if state not in lane.ENDED and not young and not lane.held(folder / "alive.lock"):
             facts = lane.read(folder / "status.json")  # it may have ended between the two looks
             state, message = facts.get("state", "interrupted"), facts.get("message", "")
@@ -293,6 +294,14 @@ class Trainings:
         return [name for _, name in sorted(own, reverse=True)]
 
     # --- inside -------------------------------------------------------------------------------------------------------------------
+
+    def _check_turn(self, owner: str | None) -> None:
+        """Raises ValueError if this owner, by its hash, trains already, or too many wait."""
+        running = [one for one in self._folders() if self.status(one.name, None).state not in lane.ENDED]
+        if any(lane.read(one / "settings.json").get("owner") == owner for one in running):
+            raise ValueError("You have a training going on already; stop it, or let it finish.")
+        if len(running) > WAITING:
+            raise ValueError(f"{WAITING} trainings are waiting; try again later.")
 
     def _folders(self) -> list[Path]:
         return [path.parent for path in self.home.glob("*/settings.json")]

@@ -7,20 +7,24 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import httpx2
 import huggingface_hub
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from kill_trainer import RECIPE, Forked, Launched, pictures, rounds, save_toy, wait_for
 from PIL import Image
 from safetensors.torch import load_file
 
 from core import checkpoints, images, lane, models, preflight, previews, trainer
+from core import trainings as trainings_module
 from core.sampling import Request, denoise
 from core.trainings import UNKNOWN, Trainings
 
@@ -234,6 +238,80 @@ def test_a_trainer_whose_starter_died_is_interrupted(recipe, tmp_path, monkeypat
     assert trainings.status(one, "a").state == "interrupted" and "go on from there" in trainings.status(one, "a").message
 
 
+def test_a_trainer_whose_training_went_on_elsewhere_says_nothing_of_it(recipe, tmp_path, monkeypatch):
+    trainings = Unlaunched(tmp_path / "home")
+    one = trainings.start(recipe, pictures(), "a")
+    folder = trainings.home / one
+    monkeypatch.setattr(trainer, "STARTER", "7")
+
+    def fail(*_):
+        raise ValueError("The loss was not finite.")
+
+    for end in (lambda *_: "interrupted", fail):
+        monkeypatch.setattr(trainer, "run", end)
+        for state, pid in (("waiting", 7), ("training", 8)):
+            lane.tell(folder, state, pid=pid)
+            try:
+                trainer.main(folder)
+            except SystemExit as ended:
+                assert ended.code == 1
+            assert lane.read(folder / "status.json")["state"] == state
+
+
+@pytest.mark.parametrize("state", ["stopped", "interrupted"])
+def test_class_pictures_are_left_off_where_nobody_wants_them_now(recipe, tmp_path, monkeypatch, state):
+    drawn = previews.drawn
+    monkeypatch.setattr(previews, "drawn", lambda sd, asked, *rest: drawn(sd, [replace(r, steps=1) for r in asked], *rest))
+    trainings = Unlaunched(tmp_path / "home")
+    one = trainings.start(replace(recipe, class_images=4), pictures(), "a")
+    lane.tell(trainings.home / one, "preparing", pid=7, queued=0.0)
+    if state == "stopped":
+        trainings.stop(one, "a")
+    else:
+        monkeypatch.setattr(trainer, "STARTER", "7")  # which is no more: nobody holds alive.lock
+    trainer.main(trainings.home / one)
+    assert trainings.status(one, "a").state == state and not trainings.steps(one, "a")
+    assert len(list((trainings.home / "class").glob("*/*.png"))) == 1
+
+
+def test_the_recipe_says_the_precision_and_not_accelerates_config(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainings, seen = Unlaunched(tmp_path / "home"), []
+    one = trainings.start(recipe, pictures(), "a")
+    monkeypatch.setattr(trainer, "run", lambda _, accelerator: seen.append(accelerator.mixed_precision) or "done")
+    AcceleratorState._reset_state(True)  # as in a new process
+    try:
+        trainer.main(trainings.home / one)
+    finally:
+        AcceleratorState._reset_state(True)
+    assert seen == ["no"]
+
+
+def test_two_who_look_at_a_lock_do_not_see_each_other(tmp_path):
+    path = tmp_path / "alive.lock"
+    assert not lane.held(path), "deleted, or not there yet"
+    path.touch()
+    with path.open("rb") as looking:
+        lane.fcntl.flock(looking, lane.fcntl.LOCK_SH)
+        assert not lane.held(path)
+    holding = lane.hold(path)
+    assert lane.held(path)
+    holding.close()
+    assert not lane.held(path)
+
+
+def test_a_process_that_is_slow_to_begin_is_not_taken_for_a_dead_one(recipe, tmp_path, monkeypatch):
+    trainings = Unlaunched(tmp_path / "home")
+    one = trainings.start(recipe, pictures(), "a")
+    lane.tell(trainings.home / one, "waiting", queued=0.0)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setitem(trainings_module.CHILDREN, one, child)
+    assert trainings.status(one, "a").state == "waiting"
+    child.kill()
+    child.wait()
+    assert trainings.status(one, "a").state == "interrupted"
+
+
 def test_the_lane_says_so_when_its_trainer_is_gone(recipe, tmp_path, monkeypatch):
     trainings = Unlaunched(tmp_path / "home")
     one = trainings.start(recipe, pictures(), "a")
@@ -283,6 +361,29 @@ def test_only_so_many_wait(recipe, tmp_path, monkeypatch):
         trainings.start(recipe, pictures(), f"person {k}")
     with pytest.raises(ValueError, match="10 trainings are waiting"):
         trainings.start(recipe, pictures(), "one more")
+
+
+def test_one_person_trains_one_thing_at_a_time(recipe, tmp_path, monkeypatch):
+    trainings, together = Unlaunched(tmp_path / "home"), Barrier(2)
+    needed = preflight.disk_needed
+    monkeypatch.setattr(preflight, "disk_needed", lambda *given: (together.wait(20), needed(*given))[1])
+
+    def start(_):
+        try:
+            return trainings.start(recipe, pictures(), "anna")
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:  # two clicks at once
+        said = sorted(pool.map(start, range(2)), key=len)
+    assert said[1].startswith("You have a training going on already") and trainings.mine("anna") == [said[0]]
+    assert [path.name for path in trainings.home.iterdir()] == [said[0]], "nothing is left of the other"
+    monkeypatch.setattr(preflight, "disk_needed", needed)
+    lane.tell(trainings.home / said[0], "paused")
+    trainings.start(recipe, pictures(), "anna")
+    with pytest.raises(ValueError, match="You have a training going on already"):
+        trainings.go_on(said[0], "anna")
+    assert trainings.status(said[0], "anna").state == "paused"
 
 
 def test_somebody_elses_training_is_not_there(done):
