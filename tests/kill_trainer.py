@@ -11,10 +11,13 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only, and core/ is beside that
 
 import torch
 from conftest import pipeline_of, toy_model
@@ -145,11 +148,11 @@ def rounds(trainings: Launched | Forked, model: Path, kills: int, inside: int, s
             )
             assert good or not ever, "no whole checkpoint"
             assert told - at <= EVERY + 1, f"{told - at} steps lost"
-            if at + EVERY >= steps or trainings.status(one, None).state == "done":
+            if trainings.status(one, None).state == "done":
+                break
+            trainings.go_on(one, None)
+            if at + EVERY >= steps:
                 break  # little is left to kill: this one may end, and another begins
-            trainings.go_on(one, None)
-        if trainings.status(one, None).state in lane.ENDED[-1:]:
-            trainings.go_on(one, None)
         assert trainings.ended(one) == "done", trainings.status(one, None)
         a, b = (checkpoints.weights_of(trainings.checkpoint(t, None, steps)).read_bytes() for t in (whole, one))
         assert a == b, "other weights"
