@@ -35,6 +35,7 @@ from core.previews import Preview, Watch, pixels_of
 from core.recipe import PRECISIONS, TEXT_TARGETS, Recipe
 
 SIZES = (3, 30)  # photos
+AT_ONCE = 8 * 128 * 128  # pixels that the VAE reads at once: eight photos of 512 px would need more memory than the training
 
 
 class Diverged(ValueError):
@@ -153,7 +154,7 @@ def moments(sd: StableDiffusion, pictures: Sequence[Image.Image], flip: bool, de
     if flip:
         pixels = torch.cat([pixels, pixels.flip(-1)])
     found = []
-    for few in pixels.split(8):
+    for few in pixels.split(max(1, AT_ONCE // pixels[0, 0].numel())):
         posterior = vae.encode(few.to(device, vae.dtype)).latent_dist
         found.append(torch.stack([posterior.mean, posterior.std], 1).float() * sd.vae.config.scaling_factor)
     return torch.cat(found)
@@ -283,10 +284,13 @@ class Learner:
             )
 
     def update(self, step: int, rate: float) -> float:
-        """The gradients become a step of the weights. Returns their length before it was cut."""
+        """The gradients become a step of the weights. Returns their length before it was cut.
+
+        In half precision a step whose gradients are not finite is left out, and the next one scaled less; where that is no help any more,
+        or in any other precision, Diverged is raised."""
         self.scaler.unscale_(self.optimizer)
         length = float(nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.grad_norm))
-        if not np.isfinite(length) and not self.half:  # the scaler leaves such a step out, and scales less
+        if not np.isfinite(length) and (not self.half or self.scaler.get_scale() < 1):
             self.watch_loss(step, length, rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -5,7 +5,9 @@ found = preflight(sd, recipe, files)        # found.pictures go into train(), fo
 
 import shutil
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from core import catalog, checkpoints, dreambooth, images, likeness, previews, room
 from core.dreambooth import SIZES, Learner, has_adam8bit
@@ -69,13 +73,13 @@ def preflight(
     shapes = shapes_of(sd)
     weights, state = bytes_of(recipe, shapes)
     disk, disk_free = disk_needed(recipe, shapes), shutil.disk_usage(existing(folder)).free
-    fixed = 2 * weights + state + frozen_bytes(sd, recipe)  # weights and their gradients, the optimizer's, what stays as it is
+    fixed = weights + state + frozen_bytes(sd, recipe)  # what is trained, the optimizer's, what stays as it is
     memory_free = room.free(sd.device)
     step_seconds = seconds = None
-    memory = fixed
-    if pictures and fixed < memory_free:
-        step_seconds, drawing, activations = warm_up(sd, recipe, pictures)
-        memory += activations
+    memory = fixed + weights  # the gradients
+    if pictures and memory < memory_free:
+        step_seconds, drawing, passing = warm_up(sd, recipe, pictures)
+        memory = fixed + max(passing, preview_bytes(sd, recipe))
         previews = 1 + -(-recipe.steps // recipe.preview_every) if recipe.preview_every else 0
         drawn = previews * (len(recipe.shown) + 2) + max(0, recipe.class_images - class_pictures) * recipe.prior
         seconds = recipe.steps * step_seconds + drawn * PREVIEW_STEPS * drawing
@@ -191,11 +195,19 @@ def bytes_of(recipe: Recipe, shapes: Shapes) -> tuple[int, int]:
 
 
 def frozen_bytes(sd: StableDiffusion, recipe: Recipe) -> int:
-    """The copy of the UNet that an adapter is trained beside."""
-    if recipe.method == "full":
-        return 0
+    """The copy of the UNet that an adapter is trained beside; and on a processor the base model, which the trainer opens for itself."""
+    unet, text, vae = (sum(p.numel() for p in part.parameters()) for part in (sd.unet, sd.text_encoder, sd.vae))
     each = 2 if sd.device.type == "cuda" and recipe.precision != "fp32" else 4
-    return each * sum(p.numel() for p in sd.unet.parameters())
+    base = 4 * (unet + text + vae) if sd.device.type == "cpu" else 0
+    return base + (0 if recipe.method == "full" else each * unet)
+
+
+def preview_bytes(sd: StableDiffusion, recipe: Recipe) -> int:
+    """The copy that a preview is drawn with, when the activations have gone."""
+    if not recipe.preview_every:
+        return 0
+    parts = [sd.unet, sd.text_encoder] if recipe.text_encoder or sd.device.type != "cpu" else [sd.unet]
+    return sd.dtype.itemsize * sum(p.numel() for part in parts for p in part.parameters())
 
 
 def disk_needed(recipe: Recipe, shapes: Shapes) -> int:
@@ -217,37 +229,46 @@ def existing(folder: Path) -> Path:
     return folder if folder.exists() else existing(folder.parent)
 
 
+class Made(TorchDispatchMode):
+    """Counts the bytes of tensors that are made in its `with` and are alive at once, also those that are computed again on the way back."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive: dict[int, int] = {}  # address -> bytes
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        seen = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for storage in (x.untyped_storage() for x in tree_leaves(made) if isinstance(x, Tensor)):
+            place = storage.data_ptr()
+            if place not in seen and place not in self.alive:  # no view of what was there
+                self.alive[place] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, place, None)
+        self.most = max(self.most, sum(self.alive.values()))
+        return made
+
+
 def warm_up(sd: StableDiffusion, recipe: Recipe, pictures: Sequence[Image.Image]) -> tuple[float, float, int]:
-    """Three real steps on a copy: (seconds of a step, seconds of drawing one picture for one step of a run, bytes of activations)."""
+    """Three real steps on a copy: (seconds of a step, seconds of drawing one picture for one step of a run, bytes that come and go in
+    a step: activations and gradients)."""
     learner = Learner(sd, recipe)
     photos = dreambooth.moments(sd, pictures[: recipe.batch], False, learner.device)
     batch = photos[torch.arange(recipe.batch) % len(photos), 0]  # (B, 4, h, w)
     prior = batch if recipe.prior else None  # as large as the class pictures will be
-    own = {p.untyped_storage().data_ptr() for p in learner.unet.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return saved
-
-    took = []
+    took, made = [], Made()
     for step in range(3):
         began = time.perf_counter()
         random = dreambooth.random_of(recipe.seed, step, 0)
-        for turn in range(recipe.accumulation):
-            if step or turn:
+        with nullcontext() if step else made:  # counting takes time
+            for turn in range(recipe.accumulation):
                 learner.backward(batch, prior, random, last=turn + 1 == recipe.accumulation)
-            else:
-                with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-                    learner.backward(batch, prior, random, last=turn + 1 == recipe.accumulation)
         learner.update(step + 1, recipe.rate)
         settle(sd.device)
         took.append(time.perf_counter() - began)
         if took[0] > 20:  # a large model on a small machine: one is enough
             break
-    return min(took[1:] or took), drawing_seconds(sd, batch[:1]), sum(kept.values())
+    return min(took[1:] or took), drawing_seconds(sd, batch[:1]), made.most
 
 
 @torch.no_grad()

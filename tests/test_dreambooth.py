@@ -13,6 +13,7 @@ from diffusers.training_utils import compute_snr
 from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 
 from core import checkpoints, dreambooth, latents, likeness, models, preflight, previews
 from core.dreambooth import Diverged, Learner, moments, random_of, train
@@ -207,6 +208,15 @@ def test_vae_and_text_encoder_are_not_called_again(pictures):
     assert seen[0] == seen[-1], "a step calls neither"
 
 
+def test_the_vae_reads_as_many_pixels_at_once_as_it_may(toy, pictures, monkeypatch):
+    many, sizes = moments(toy, pictures, False, toy.device), []
+    monkeypatch.setattr(dreambooth, "AT_ONCE", 2 * toy.size**2)
+    hook = toy.vae.encoder.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    few = moments(toy, pictures, False, toy.device)
+    hook.remove()
+    assert sizes == [2, 2, 2] and torch.allclose(many, few, atol=1e-5)
+
+
 def test_latents_are_sampled_anew_with_the_vaes_own_mean_and_spread(emoji):
     image = SAMPLES["taxi"].pictures()[0]
     known = moments(emoji, [image], False, emoji.device)
@@ -333,6 +343,17 @@ def test_weights_that_are_not_finite_are_not_saved(pictures, tmp_path):
     with pytest.raises(Diverged, match="weights are not finite after step 3"):
         one.close()
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_000002"]
+
+
+def test_gradients_that_half_precision_cannot_hold_are_left_out_but_not_for_ever(pictures):
+    learner = Learner(toy_model(), replace(RECIPE, method="full", precision="fp16"))
+    z, before = moments(learner.sd, pictures[:2], False, learner.device)[:, 0], bits(learner.unet)
+    with pytest.raises(Diverged, match=r"not finite at step \d+"):
+        for step in range(1, 40):
+            learner.backward(z, None, random_of(step), last=True)
+            learner.unet.conv_in.weight.grad[0] = math.nan
+            learner.update(step, 1e-2)
+    assert 10 < step < 20 and same(before, bits(learner.unet))
 
 
 def test_a_loss_that_runs_away_stops():
@@ -497,6 +518,25 @@ def test_preflight_measures_time_memory_and_disk(toy, pictures, tmp_path, monkey
     assert "There are 2 pictures" in short.problems[0] and "of disk, and 0 MB are free" in short.problems[1]
     for saving in short.savings:
         assert replace(recipe, **saving.changes) != recipe
+
+
+def test_preflight_counts_what_gradient_checkpointing_computes_again(toy, pictures):
+    def thick(x):
+        for _ in range(10):
+            x = x.sin()  # keeps its input for the way back
+        return x
+
+    x = torch.zeros(1000, requires_grad=True)
+    with preflight.Made() as made:
+        checkpoint(thick, x, use_reentrant=False).sum().backward()
+    assert 10 * 4000 <= made.most <= 14 * 4000 and sum(made.alive.values()) == x.grad.nbytes, "the rest has gone"
+
+    found = [preflight.warm_up(toy, replace(RECIPE, gradient_checkpointing=on), pictures)[2] for on in (False, True)]
+    learner = Learner(toy, replace(RECIPE, gradient_checkpointing=True))
+    z = moments(toy, pictures[:2], False, toy.device)[:, 0]
+    with preflight.Made() as made:
+        learner.backward(z, None, random_of(0, 0), last=True)
+    assert found[1] == pytest.approx(made.most, rel=0.02) and found[1] < found[0]
 
 
 def test_counts_of_what_is_trained_are_right_without_loading(toy, tmp_path):
