@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tempfile
+import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,10 @@ def folder(recipe: Recipe, checkpoint: Path, strength: float, target: Path) -> P
     if (found.folder / "preview.json").exists():
         shutil.copy(found.folder / "preview.json", target)
     made.unet.save_pretrained(target / "unet")
-    made.text_encoder.save_pretrained(target / "text_encoder")
+    made.text_encoder.save_pretrained(target / "text_encoder", max_shard_size="1TB")
+    # Under the names that every version of transformers knows: the fifth leaves "text_model." out, and the fourth would draw new weights.
+    words = {f"text_model.{n.removeprefix('text_model.')}": w for n, w in made.text_encoder.state_dict().items()}
+    save_file(words, target / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
     for config in target.glob("*/config.json"):  # where it was made is nobody's business
         facts = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
         config.write_text(json.dumps(facts, indent=2) + "\n")
@@ -67,8 +71,8 @@ def folder(recipe: Recipe, checkpoint: Path, strength: float, target: Path) -> P
 
 
 def packed(source: Path, target: Path) -> Path:
-    """A folder as one file; weights do not get smaller, so they are not compressed. Written beside, then renamed."""
-    stage = target.with_suffix(".tmp")
+    """A folder as one file; weights do not get smaller, so they are not compressed. Written beside, each call for itself, then renamed."""
+    stage = target.with_name(f"{uuid.uuid4().hex}.tmp")
     try:
         with zipfile.ZipFile(stage, "w", zipfile.ZIP_STORED) as archive:
             for path in sorted(source.rglob("*")):

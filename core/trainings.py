@@ -39,6 +39,7 @@ HOME = Path(os.environ.get("DREAMBOOTH_HOME") or Path(__file__).resolve().parent
 THEMES = ("animal", "science", "food", "landscape", "wildcard")
 WAITING = 10
 CHOSEN = 4  # of a training's checkpoints that stand in its owner's model menu
+EXPORTS = 3  # of a training's steps and strengths whose files are kept: of a large model, each has gigabytes
 UNKNOWN = "This training is no longer kept; start it again from its pictures."
 
 
@@ -241,6 +242,9 @@ class Trainings:
             raise ValueError(f"There is no export {str(kind)[:40]!r}; choose lora, folder or card.")
         with room_needed():
             target.mkdir(parents=True, exist_ok=True)
+            target.touch()  # the newest now
+            for old in sorted(target.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-EXPORTS]:
+                shutil.rmtree(old, ignore_errors=True)
             if kind == "lora":
                 return publish.lora(checkpoint, strength, target / f"{target.name}.safetensors")
             if kind == "folder":

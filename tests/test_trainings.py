@@ -21,9 +21,10 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from kill_trainer import RECIPE, Forked, Launched, pictures, rounds, save_toy, wait_for
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from core import checkpoints, images, lane, models, preflight, previews, trainer
+from core import checkpoints, images, lane, models, preflight, previews, publish, trainer
 from core import trainings as trainings_module
 from core.sampling import Request, denoise
 from core.trainings import UNKNOWN, Trainings
@@ -445,6 +446,25 @@ def test_the_lora_file_is_one_of_its_own_with_its_strength_in_it(done):
         trainings.export(one, "anna", 8, 1.0, "zip")
 
 
+def test_of_exports_the_newest_are_kept(done):
+    trainings, one = done
+    files = [trainings.export(one, "anna", 8, strength) for strength in (0.1, 0.2, 0.3, 0.1, 0.4)]
+    assert [file.exists() for file in files] == [True, False, True, True, True]
+
+
+def test_a_folder_packed_twice_at_once_is_whole(tmp_path, monkeypatch):
+    source, target, together = tmp_path / "model", tmp_path / "model.zip", Barrier(2)
+    source.mkdir()
+    (source / "weights").write_bytes(bytes(10**6))
+    write = zipfile.ZipFile.write
+    monkeypatch.setattr(zipfile.ZipFile, "write", lambda *given: (together.wait(20), write(*given)))
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: publish.packed(source, target), range(2))) == [target] * 2
+    with zipfile.ZipFile(target) as archive:
+        assert archive.testzip() is None and archive.namelist() == ["weights"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.zip"]
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_folder_opens_in_diffusers_and_here_and_draws_the_same(done, method, recipe, model, tmp_path):
     trainings, one = done
@@ -467,6 +487,8 @@ def test_the_folder_opens_in_diffusers_and_here_and_draws_the_same(done, method,
     )
     for mine in (sd.unet, pipe.unet):
         assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), here.unet.state_dict().values(), strict=True))
+    with safe_open(folder / "text_encoder" / "model.safetensors", "pt") as words:
+        assert all(name.startswith("text_model.") for name in words.keys()), "or transformers 4 draws new weights"  # noqa: SIM118
     ends = [list(denoise(m, Request("a sks dog", steps=2)))[-1].x_next for m in (sd, here)]
     assert torch.equal(*ends)
     assert not any(b"/" + str(model).encode()[1:] in path.read_bytes() for path in folder.rglob("*.json")), "where it was made"
