@@ -148,6 +148,10 @@ def push(source: Path, repository: str, token: str, private: bool) -> str:
     api = HfApi(token=token.strip())
     try:
         made = api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.model_info(made.repo_id).private:  # one that is there already stays as it is
+            raise ValueError(
+                f"The repository {made.repo_id} is there already and public; name another, or make it private first."
+            )
         api.upload_folder(repo_id=made.repo_id, folder_path=source, commit_message="A DreamBooth training")
     except HFValidationError as error:
         raise ValueError(f"{repository[:60]!r} is no name of a repository; give one like name, or owner/name.") from error

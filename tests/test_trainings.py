@@ -516,8 +516,8 @@ def test_the_card_says_what_it_is_and_cannot_be_broken_by_words(done, model):
 class Hub:
     """A stand-in for the Hub where the network begins: it takes what the real client sends it."""
 
-    def __init__(self, status: int = 200):
-        self.status, self.seen, self.files = status, [], {}
+    def __init__(self, status: int = 200, private: bool = True):
+        self.status, self.private, self.seen, self.files = status, private, [], {}
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         path = request.url.path
@@ -537,6 +537,8 @@ class Hub:
                     self.files[one["value"]["path"]] = one["value"]["content"]
             said = {"commitUrl": "https://huggingface.co/anna/taxi/commit/1", "commitOid": "1", "success": True}
             return httpx2.Response(200, json=said, request=request)
+        if path == "/api/models/anna/taxi":
+            return httpx2.Response(200, json={"id": "anna/taxi", "private": self.private}, request=request)
         return httpx2.Response(200, json={}, request=request)
 
 
@@ -567,6 +569,16 @@ def test_pushing_uploads_the_adapter_its_card_and_samples_with_the_visitors_toke
     ]  # the client asks for lists of its own
     assert len(own) >= 3 and {token for _, token in own} == {"Bearer hf_mine"}
     assert not any(b"hf_mine" in path.read_bytes() for path in trainings.home.rglob("*") if path.is_file()), "kept nowhere"
+
+
+def test_nothing_private_goes_into_a_repository_that_is_public_already(done, hub):
+    trainings, one = done
+    seen = hub(Hub(private=False))
+    with pytest.raises(ValueError, match="anna/taxi is there already and public"):
+        trainings.push(one, "anna", 8, 1.0, "taxi", "hf_mine")
+    assert not seen.files
+    trainings.push(one, "anna", 8, 1.0, "taxi", "hf_mine", private=False)
+    assert seen.files
 
 
 def test_what_the_hub_refuses_is_a_sentence(done, hub):
