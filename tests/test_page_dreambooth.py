@@ -154,6 +154,46 @@ def test_what_is_wrong_is_said_and_the_tab_goes_on(visit, tmp_path):
     p.wait_for_selector("#dreambooth-name >> text=put a name before the class", **WAIT)
 
 
+def test_an_estimate_goes_with_what_it_was_made_for(visit):
+    page = visit()
+    p = page.page
+    open_tab(page)
+    p.locator("#dreambooth-check").click()
+    p.wait_for_selector("#dreambooth-checked >> text=220 steps will take about", **WAIT)
+    p.wait_for_timeout(5000)  # the tab's own look ahead has ended too; an answer names the steps that it is for
+    p.locator("#dreambooth-steps input").fill("60")
+    p.wait_for_function("!document.querySelector('#dreambooth-checked').innerText.includes('will take')", **WAIT)
+    p.locator("#dreambooth-preset input").click()
+    p.locator("#dreambooth-preset [role=option]", has_text="hackathon").click()  # this app has the embedded model alone
+    p.wait_for_function("document.querySelector('#dreambooth-steps input').value === '400'", **WAIT)
+
+
+def test_what_started_is_in_sight_and_the_film_follows_on_a_narrow_page(visit, page_trainings):
+    page = visit(width=390, height=844)
+    p = page.page
+    open_tab(page)
+    ticks = p.locator(".rates svg text[text-anchor=end]").all_text_contents()
+    assert len(set(ticks)) == len(ticks) > 2, ticks
+    p.locator(".flight .strip .head[data-k='0']").click()
+    for _ in range(4):
+        p.keyboard.press("ArrowRight")
+    seen = p.evaluate(
+        """() => [".strip", ".strip .head.now"].map(s => document.querySelector(".flight " + s).getBoundingClientRect())
+        .map(box => [box.left, box.right])"""
+    )
+    assert seen[0][0] <= seen[1][0] and seen[1][1] <= seen[0][1] + 1, seen
+    p.set_viewport_size({"width": 1280, "height": 700})
+    p.locator("#dreambooth-samples [data-job=pear]").click()
+    set_up(page, **QUICK)
+    p.locator("#dreambooth-checkpoint_every input").scroll_into_view_if_needed()
+    before = {path.parent.name for path in page_trainings.home.glob("*/settings.json")}
+    p.evaluate("document.querySelector('#dreambooth-start').click()")  # its head lies above the page's edge now
+    until(p, "waiting", "preparing", "training")
+    p.wait_for_function("document.querySelector('.flight .said').getBoundingClientRect().top >= 0", **WAIT)
+    for one in {path.parent.name for path in page_trainings.home.glob("*/settings.json")} - before:
+        page_trainings.forget(one, None)
+
+
 def test_a_program_trains_and_follows_too(address, tmp_path, page_trainings):
     client = Client(address, verbose=False, download_files=str(tmp_path))
     exif = Image.Exif()
@@ -175,9 +215,19 @@ def test_a_program_trains_and_follows_too(address, tmp_path, page_trainings):
     wrong = {
         "There are 2 pictures": (files[:2], "a sks car", "a car", "embedded", 2, {}),
         "The class prompt is empty": (files, "a sks car", "", "embedded", 2, {}),
-        "There is no preset": (files, "a sks car", "a car", "magic", 2, {}),
+        "There is no preset 'magic'": (files, "a sks car", "a car", "magic", 2, {}),
         "The steps is 0": (files, "a sks car", "a car", "embedded", 0, {}),
         "The learning rate is 7": (files, "a sks car", "a car", "embedded", 2, {"rate": 7}),
+        "There is no preset": (files, "a sks car", "a car", ["embedded"], 2, {}),
+        "There is no setting 'rats'": (files, "a sks car", "a car", "embedded", 2, {"rats": 1}),
+        "DreamBooth does not teach the model emoji-inpaint": (
+            files,
+            "a sks car",
+            "a car",
+            "embedded",
+            2,
+            {"model": "emoji-inpaint"},
+        ),
     }
     for why, values in wrong.items():
         with pytest.raises(Exception, match=why):

@@ -18,7 +18,7 @@ from core.recipe import PRESETS, Recipe
 from core.sampling import Request
 from core.subjects import SAMPLES
 from core.trainings import Status, Trainings
-from ui import dreambooth, render, texts, trained
+from ui import common, dreambooth, render, texts, trained
 from ui.dreambooth import Known
 
 OWNER, OTHER = "a" * 32, "b" * 32
@@ -85,6 +85,7 @@ def test_the_frame_is_what_training_keeps(files):
         [files["wide.jpg"]], 128, "en", {0: ["The picture looks blurred; the model learns the blur too."]}
     )
     assert "left:25.00%;top:0.00%;width:50.00%;height:100.00%" in made and "50 % is cut off" in made and "looks blurred" in made
+    assert '<ul class="remarks"><li><b>1</b> The picture looks blurred' in made, "beneath, by the number that the picture wears"
     assert "ぼけ" in dreambooth.photos_html(
         [files["wide.jpg"]], 128, "ja", {0: ["The picture looks blurred; the model learns the blur too."]}
     )
@@ -123,6 +124,14 @@ def test_the_name_is_what_the_class_prompt_has_not(emoji):
     assert "put a name before the class" in dreambooth.name_html(emoji, "a dog", "a dog", "en")
 
 
+def test_a_prompt_that_is_too_long_is_told_in_a_line_and_says_what_is_cut_off(emoji):
+    shown = dreambooth.name_html(emoji, "sks " * 90 + "dog", "a dog", "en")
+    assert "75 tokens, ids 48136;" in shown and "Not read:" in shown and "dog</s>" in shown
+    assert common.short("a sks dog") == "a sks dog" and len(common.short("sks " * 90)) <= 48
+    long = {"recipe": {"instance_prompt": "sks " * 90}, "subject": ""}
+    assert len(dreambooth.name_of(long)) <= 50 and len(trained.title(long, 5, 1.0, "en")) <= 60
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_comes_back_from_the_controls_as_it_was(name):
     assert dreambooth.recipe_of(dreambooth.typed_of(PRESETS[name])) == PRESETS[name]
@@ -159,6 +168,16 @@ def test_a_rate_is_typed_as_people_write_it():
     for typed, rate in {"1e-4": 1e-4, "0,001": 1e-3, " 2E-6 ": 2e-6}.items():
         assert dreambooth.recipe_of(dreambooth.typed_of(SMALL) | {"rate": typed}).rate == rate
     assert dreambooth.recipe_of(dreambooth.typed_of(SMALL) | {"snr_gamma": 5}).snr_gamma == 5
+    assert [dreambooth.rate_of(rate) for rate in (2e-3, 1e-4, 2e-6)] == ["0.002", "0.0001", "2e-6"]
+
+
+def test_a_model_that_needs_more_than_words_is_not_taught(emoji):
+    engine = LocalEngine(lambda name: emoji, {"emoji": "base", "emoji-inpaint": "inpaint"})
+    dreambooth.teachable(engine, "emoji")
+    with pytest.raises(ValueError, match="does not teach the model emoji-inpaint; choose one of emoji") as error:
+        dreambooth.teachable(engine, "emoji-inpaint")
+    assert "教えられません" in texts.sentence("ja", error.value)
+    engine.close()
 
 
 def test_preflight_is_told_with_what_can_be_changed(toy, tmp_path):
@@ -167,6 +186,9 @@ def test_preflight_is_told_with_what_can_be_changed(toy, tmp_path):
     assert "There are 2 pictures; give 3 to 30" in shown and f"({found.step_seconds:.2f} s a step)" in shown
     changes = [json.loads(c.replace("&quot;", '"')) for c in re.findall(r'data-act="change" data-job="([^"]+)"', shown)]
     assert changes == [{"steps": found.steps}] and dreambooth.size(1_500_000_000) == "1.5 GB"
+    many = replace(found, problems=(), refused=((30, "30 pictures are the most; leave out others to have this one."),))
+    assert "picture 31: 30 pictures are the most" in dreambooth.checked_html(many, SMALL, "en")
+    assert "2 steps will take about" in shown, "what the estimate was made for"
     short = replace(found, memory=2 * found.memory_free, savings=savings(toy, replace(SMALL, method="full", batch=4)))
     assert "Memory is short" in dreambooth.checked_html(short, SMALL, "en")
     assert re.search("[ぁ-ん]", dreambooth.checked_html(short, SMALL, "ja"))

@@ -128,6 +128,11 @@ def owner_of(stored: object) -> str:
     return stored if isinstance(stored, str) and re.fullmatch(r"[0-9a-f]{32}", stored) else uuid.uuid4().hex
 
 
+def short(words: str, most: int = 48) -> str:
+    """Words that a line can hold."""
+    return words if len(words) <= most else words[: most - 1].rstrip(" ,") + "…"
+
+
 def refusal(language: str, error: Exception) -> gr.Error:
     return gr.Error(html.escape(texts.sentence(language, error), quote=False), title="", print_exception=False)
 

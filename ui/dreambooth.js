@@ -22,6 +22,8 @@ let drawn = ""; // which films stand in the strip
 const charts = new Map(); // box -> how to draw it, for when the page changes its width
 
 const digits = (x, places = 2) => (Number.isFinite(x) ? x.toFixed(places).replace("-", "−") : "–");
+/** A learning rate as people write it: 0.002, 2e−6. */
+const rated = (x) => (x >= 1e-3 || !x ? `${Number(x.toPrecision(3))}` : x.toExponential().replace(/^([\d.]+)e-/, (_, m) => `${Number(Number(m).toFixed(2))}e−`));
 const GOING = ["waiting", "preparing", "training"];
 const going = () => flight && GOING.includes(flight.state);
 
@@ -52,7 +54,8 @@ function arrive() {
   if (value.texts) texts = value.texts;
   if (value.kind === "follow") {
     touched = false;
-    if (root.getBoundingClientRect().top > innerHeight * 0.8) root.scrollIntoView({ block: "start" }); // on a narrow page it lies below
+    const { top, bottom } = $(".log").getBoundingClientRect(); // on a narrow page it lies below, on a wide one Start may lie below it
+    if (top > innerHeight * 0.8 || bottom < 64) root.scrollIntoView({ block: "start" });
     return ask(value.id);
   }
   if (value.kind === "none") return;
@@ -106,8 +109,8 @@ function apart(end, most) {
 }
 
 /** A chart of curves over the steps. lines: name, points [[step, value]], and maybe a kind, or dotted; levels: name, value. */
-function plot(box, { title, lines, levels = [], end, places = 2, most = 0, height = SPACE.height }) {
-  charts.set(box, () => plot(box, { title, lines, levels, end, places, most, height }));
+function plot(box, { title, lines, levels = [], end, places = 2, most = 0, height = SPACE.height, ticks = 4, written }) {
+  charts.set(box, () => plot(box, { title, lines, levels, end, places, most, height, ticks, written }));
   if (!box.firstChild) {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     svg.setAttribute("role", "img");
@@ -119,11 +122,12 @@ function plot(box, { title, lines, levels = [], end, places = 2, most = 0, heigh
   const inside = { w: width - SPACE.left - SPACE.right, h: height - SPACE.top - SPACE.bottom };
   const all = [...lines.flatMap((line) => line.points.map((p) => p[1])), ...levels.map((level) => level.value)];
   const highest = Math.max(most, ...all.filter(Number.isFinite)) || 1;
-  const by = apart(highest, 4);
+  const by = apart(highest, ticks);
   const top = Math.ceil(highest / by - 1e-9) * by;
   const x = (step) => SPACE.left + (step / Math.max(end, 1)) * inside.w;
   const y = (v) => SPACE.top + (1 - Math.max(v, 0) / top) * inside.h;
-  const short = (v) => (by < 1e-3 ? v.toExponential(0).replace("e-", "e−") : v.toFixed(Math.max(0, -Math.floor(Math.log10(by) + 1e-9))));
+  const short = written ?? ((v) => v.toFixed(Math.max(0, -Math.floor(Math.log10(by) + 1e-9))));
+  const value = written ?? ((v) => digits(v, places));
   const made = [];
   for (let v = 0; v <= top + by / 2; v += by) {
     made.push(`<path class="across" d="M${SPACE.left} ${y(v)}h${inside.w}"/>`);
@@ -155,9 +159,9 @@ function plot(box, { title, lines, levels = [], end, places = 2, most = 0, heigh
     svg.querySelector(".here").setAttribute("d", step === null ? "" : `M${x(step)} ${SPACE.top}v${inside.h}`);
     lines.forEach((line, k) => {
       const point = line.points.findLast((p) => p[0] <= (step ?? Infinity)) ?? line.points[0];
-      legend.children[k].querySelector("b").textContent = point ? (places > 6 ? point[1].toExponential(1) : digits(point[1], places)) : "–";
+      legend.children[k].querySelector("b").textContent = point ? value(point[1]) : "–";
     });
-    levels.forEach((level, k) => (legend.children[lines.length + k].querySelector("b").textContent = digits(level.value, places)));
+    levels.forEach((level, k) => (legend.children[lines.length + k].querySelector("b").textContent = value(level.value)));
     svg.setAttribute("aria-label", `${title}: ${[...legend.children].map((item) => item.textContent).join(", ")}`);
   };
   const rest = () => mark(lines[0]?.dotted ? (flight.films[at]?.step ?? null) : null);
@@ -231,6 +235,16 @@ function strip() {
   });
   box.replaceChildren(...made);
   if (end && !touched) box.scrollLeft = box.scrollWidth;
+}
+
+/** Scrolls the strip so that the chosen column is seen whole, beside the first, which stays. */
+function reveal() {
+  const [box, first, head] = [$(".strip"), $('.strip .head[data-k="0"]'), $(".strip .head.now")];
+  if (!head || head === first || box.scrollWidth <= box.clientWidth) return;
+  const [inside, one] = [box.getBoundingClientRect(), head.getBoundingClientRect()];
+  const left = inside.left + first.offsetWidth;
+  if (one.right > inside.right) box.scrollLeft += one.right - inside.right + 4;
+  else if (one.left < left) box.scrollLeft -= left - one.left + 4;
 }
 
 $(".strip").addEventListener("click", (event) => {
@@ -369,7 +383,7 @@ function losses() {
   const lines = [{ name: texts.line_raw, points: line(2), kind: "faint" }, { name: texts.line_smooth, points: smoothed(line(2)) }];
   if (steps.some((s) => Number.isFinite(s[3]))) lines.push({ name: texts.line_prior, points: smoothed(line(3)), kind: "second" });
   plot($(".losses"), { title: texts.loss_title, lines, end: count, places: 3 });
-  plot($(".rates"), { title: texts.rate_title, lines: [{ name: texts.line_rate, points: line(4) }], end: count, places: 9, height: 150 });
+  plot($(".rates"), { title: texts.rate_title, lines: [{ name: texts.line_rate, points: line(4) }], end: count, height: 150, ticks: 2, written: rated });
   const smooth = lines[1].points;
   const early = smooth[Math.min(smooth.length - 1, 20)][1];
   $(".loss .verdict").textContent = fill(texts.loss_says, { now: digits(smooth.at(-1)[1], 3), early: digits(early, 3) });
@@ -431,7 +445,7 @@ function show() {
   $(".said").textContent = flight.said;
   $(".facts").textContent = flight.facts;
   const last = flight.steps.at(-1);
-  $(".live").textContent = last && !flight.example ? fill(texts.live, { loss: digits(smoothed(flight.steps.map((s) => [s[0], s[2]])).at(-1)[1], 3), rate: last[4].toPrecision(2), norm: digits(last[5], 2) }) : "";
+  $(".live").textContent = last && !flight.example ? fill(texts.live, { loss: digits(smoothed(flight.steps.map((s) => [s[0], s[2]])).at(-1)[1], 3), rate: rated(last[4]), norm: digits(last[5], 2) }) : "";
   const share = flight.state === "preparing" ? flight.made : flight.count ? flight.step / flight.count : 0;
   $(".bar").hidden = flight.example;
   $(".bar i").style.width = `${100 * share}%`;
@@ -465,6 +479,7 @@ function look() {
     one.classList.toggle("now", Number(one.dataset.k) === at);
     if (one.classList.contains("head")) one.setAttribute("aria-pressed", Number(one.dataset.k) === at);
   }
+  reveal();
   learning(film, base);
   memorising(film, base);
   forgetting(film, base);
@@ -477,7 +492,7 @@ function use() {
   const box = $(".use");
   box.hidden = !checkpoints.length;
   if (!checkpoints.length) return;
-  $(".chosen").textContent = chosen === flight.best ? fill(texts.use_best, { step: chosen }) : fill(texts.use_says, { step: chosen, best: flight.best ?? "–" });
+  $(".chosen").textContent = fill(chosen === flight.best ? texts.use_best : flight.best === null ? texts.use_plain : texts.use_says, { step: chosen, best: flight.best });
   const [step, strength] = [$(".use .step"), $(".use .strength")];
   step.querySelector("span").textContent = texts.use_step;
   const bar = step.querySelector("input");
@@ -534,7 +549,10 @@ $(".which select").addEventListener("change", (event) => {
   ask(event.target.value);
 });
 
-new ResizeObserver(() => charts.forEach((draw, box) => box.checkVisibility() && draw())).observe(root);
+new ResizeObserver(() => {
+  charts.forEach((draw, box) => box.checkVisibility() && draw());
+  reveal();
+}).observe(root);
 new IntersectionObserver(wake, { rootMargin: "99999px" }).observe(element);
 document.addEventListener("visibilitychange", wake);
 watch("value", arrive);

@@ -20,7 +20,7 @@ from gradio.components import Component
 from gradio.components.api_component import Api
 from PIL import Image
 
-from core import images
+from core import catalog, images
 from core.catalog import CATALOG
 from core.engine import LocalEngine
 from core.lane import ENDED
@@ -99,21 +99,21 @@ def photos_html(paths: Sequence[str], side: int, language: str, remarks: dict[in
     """The chosen pictures with the part of each that training sees. remarks: of a picture by its place, what is to be said of it."""
     if not paths:
         return f'<p class="note">{html.escape(say(language, "dreambooth_no_photos"))}</p>'
-    cells = []
+    cells, below = [], []
     for k, path in enumerate(paths):
         one = photo(path)
         said = [texts.sentence(language, notice) for notice in [*one.notices, *(remarks or {}).get(k, [])]]
-        if one.cut >= 0.01:
-            said.append(say(language, "dreambooth_cropped", cut=f"{100 * one.cut:.0f}"))
+        cut = say(language, "dreambooth_cropped", cut=f"{100 * one.cut:.0f}") if one.cut >= 0.01 else ""
         box = "left:{:.2%};top:{:.2%};width:{:.2%};height:{:.2%}".format(*one.kept)
         name, remove = html.escape(say(language, "dreambooth_photo", n=k + 1)), say(language, "dreambooth_remove")
         marked = ' class="remarked"' if (remarks or {}).get(k) else ""
-        notes = "".join(f"<small>{html.escape(line)}</small>" for line in said)
+        below += [f"<li><b>{k + 1}</b> {html.escape(line)}</li>" for line in said]
         out = f'<button type="button" data-act="remove" data-job="{k}" title="{remove}" aria-label="{remove}: {name}">×</button>'
-        picture = f'<img src="{render.uri(one.whole, "JPEG")}" alt="{name}"><i style="{box}"></i>'
-        cells.append(f'<li{marked}><div class="crop">{picture}{out}</div>{notes}</li>')
+        picture = f'<img src="{render.uri(one.whole, "JPEG")}" alt="{name}"><i style="{box}"></i><b>{k + 1}</b>'
+        cells.append(f'<li{marked}><div class="crop">{picture}{out}</div><small>{html.escape(cut)}</small></li>')
     count = say(language, "dreambooth_photos", count=len(paths), side=side)
-    return f'<p class="note">{html.escape(count)}</p><ul class="crops">{"".join(cells)}</ul>'
+    remarked = f'<ul class="remarks">{"".join(below)}</ul>' if below else ""
+    return f'<p class="note">{html.escape(count)}</p><ul class="crops">{"".join(cells)}</ul>{remarked}'
 
 
 def samples_html(chosen: str = "") -> str:
@@ -151,20 +151,23 @@ def name_html(sd: StableDiffusion, instance: str, class_prompt: str, language: s
     tokens = named(sd, instance, class_prompt)
     if not tokens:
         return f'<p class="cut">{html.escape(say(language, "dreambooth_token_none"))}</p>'
-    ids = ", ".join(str(token.id) for token in tokens)
+    ids = common.short(", ".join(dict.fromkeys(str(token.id) for token in tokens)))
     what = (
         say(language, "dreambooth_token_one", id=ids)
         if len(tokens) == 1
         else say(language, "dreambooth_token_more", count=len(tokens), ids=ids)
     )
+    whole = tokenize(sd, instance)
     pieces = "".join(
         f'<li class="token {"word0" if token in tokens else "mark"}"><span>{html.escape(token.piece.strip())}</span>'
         f"<small>{token.id}</small></li>"
-        for token in tokenize(sd, instance).tokens
+        for token in whole.tokens
         if token.kind == "text"
     )
-    name = html.escape(" ".join(dict.fromkeys(token.piece.strip() for token in tokens)))
-    return f'<div class="tokens"><p class="count">{say(language, "dreambooth_token_is", name=name, ids=what)}</p><ol>{pieces}</ol></div>'
+    name = html.escape(common.short(" ".join(dict.fromkeys(token.piece.strip() for token in tokens))))
+    cut = f'<p class="cut"><b>{say(language, "tokens_cut")}</b> <s>{html.escape(whole.cut)}</s></p>' if whole.cut else ""
+    count = f'<p class="count">{say(language, "dreambooth_token_is", name=name, ids=what)}</p>'
+    return f'<div class="tokens">{count}<ol>{pieces}</ol>{cut}</div>'
 
 
 # --- settings -------------------------------------------------------------------------------------------------------------------------
@@ -200,7 +203,19 @@ def typed_of(recipe: Recipe) -> dict:
     """recipe_of backwards: what the controls show of a recipe."""
     gamma = "" if recipe.snr_gamma is None else f"{recipe.snr_gamma:g}"
     lines = {"prompts": "\n".join(recipe.prompts), "targets": list(recipe.targets)}
-    return recipe.facts() | lines | {"rate": f"{recipe.rate:g}", "snr_gamma": gamma}
+    return recipe.facts() | lines | {"rate": rate_of(recipe.rate), "snr_gamma": gamma}
+
+
+def rate_of(rate: float) -> str:
+    """A learning rate as people write it: 0.002, 2e-6."""
+    return f"{rate:g}".replace("e-0", "e-")
+
+
+def teachable(engine: LocalEngine, model: str) -> None:
+    """Raises ValueError for a model that is not here, or that starts from more than words."""
+    engine.check(model)
+    if model not in (names := engine.for_role("base")):
+        raise ValueError(f"DreamBooth does not teach the model {model}; choose one of {', '.join(names)}.")
 
 
 def square(image: Image.Image) -> Image.Image:
@@ -213,14 +228,26 @@ def checked_html(found: Preflight, recipe: Recipe, language: str) -> str:
     """What is known before Start, and what can be changed by a click."""
     lines = []
     if found.seconds is not None and found.step_seconds is not None:
-        values = {"left": left_of(found.seconds, language), "each": f"{found.step_seconds:.2f}"}
+        values = {"steps": recipe.steps, "left": left_of(found.seconds, language), "each": f"{found.step_seconds:.2f}"}
         lines.append(f"<b>{say(language, 'dreambooth_takes', **values)}</b>")
     lines.append(say(language, "dreambooth_memory", needed=size(found.memory), free=size(found.memory_free)))
     lines.append(say(language, "dreambooth_disk", needed=size(found.disk), free=size(found.disk_free)))
     if found.steps != recipe.steps:
         take = change_button({"steps": found.steps}, say(language, "dreambooth_take"))
         lines.append(say(language, "dreambooth_recommended", steps=found.steps, count=len(found.accepted)) + take)
-    problems = [f'<p class="cut">{html.escape(texts.sentence(language, problem))}</p>' for problem in found.problems]
+    refused = [
+        say(
+            language,
+            "dreambooth_refused_file",
+            name=say(language, "dreambooth_photo", n=k + 1),
+            why=texts.sentence(language, why),
+        )
+        for k, why in found.refused
+    ]
+    problems = [
+        f'<p class="cut">{html.escape(said)}</p>'
+        for said in [*refused, *(texts.sentence(language, one) for one in found.problems)]
+    ]
     ladder = [
         f"<li>{html.escape(texts.sentence(language, one.sentence))}{change_button(one.changes, say(language, 'dreambooth_take'))}</li>"
         for one in found.savings
@@ -372,7 +399,7 @@ def flight(trainings: Trainings, owner: str | None, known: Known, language: str)
             method=method,
             steps=recipe.steps,
             batch=recipe.batch,
-            rate=f"{recipe.rate:g}",
+            rate=rate_of(recipe.rate),
             photos=settings["pictures"],
         ),
         "step": status.step,
@@ -383,7 +410,7 @@ def flight(trainings: Trainings, owner: str | None, known: Known, language: str)
         "token": recipe.identifier,
         "among": about["likeness"],
         "spread": about["spread"],
-        "judge": about["measure"],
+        "judge": say(language, "dreambooth_by_judge") if about["measure"] == "judge" else about["measure"],
         "next": min((done // every + 1) * every, recipe.steps) if every else 0,
         "checkpoints": checkpoints,
         "best": best_of(previews, [f["step"] for f in previews] if one == EXAMPLE else checkpoints),
@@ -397,7 +424,7 @@ def flight(trainings: Trainings, owner: str | None, known: Known, language: str)
 
 def name_of(settings: dict) -> str:
     """A training in a few words."""
-    words, subject = settings["recipe"]["instance_prompt"], settings["subject"]
+    words, subject = common.short(settings["recipe"]["instance_prompt"]), settings["subject"]
     return f"“{words}” · {subject}" if subject else f"“{words}”"
 
 
@@ -469,6 +496,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                     filterable=False,
                     elem_id="dreambooth-theme",
                 )
+                hint("dreambooth_theme_info")
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
             view = gr.HTML(
                 NOTHING,
@@ -515,12 +543,12 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         if not good:
             return {chosen: gr.skip()}
         before = () if slug else paths
-        return shown((tuple(dict.fromkeys([*before, *good])), ""), model, language)
+        return {checked: ""} | shown((tuple(dict.fromkeys([*before, *good])), ""), model, language)
 
     def remove(now: tuple, model: str, event: gr.EventData, request: gr.Request) -> dict:
         which, (paths, slug) = common.event_value(event, "job"), now
         left = tuple(path for k, path in enumerate(paths) if str(k) != which)
-        return shown((left, slug), model, common.language(request))
+        return {checked: ""} | shown((left, slug), model, common.language(request))
 
     def take_sample(named: str, model: str, event: gr.EventData, request: gr.Request) -> dict:
         one = SAMPLES.get(common.event_value(event, "job"))
@@ -564,7 +592,15 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         if sd and embedded(sd) and not engine.busy() and not going:
             yield from look_ahead(stored, now, request, *values)
         else:
-            yield {checked: gr.skip()}
+            yield {checked: missing(values[list(fields).index("model")], common.language(request))}
+
+    def missing(model: str, language: str) -> str:
+        """What keeps a model from being taught here, if anything does."""
+        try:
+            catalog.resolve(model, fetch=False)
+        except ValueError as error:
+            return f'<p class="cut">{html.escape(texts.sentence(language, error))}</p>'
+        return ""
 
     def change(event: gr.EventData) -> dict:
         """Settings that preflight proposes."""
@@ -578,7 +614,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         owner, (paths, slug) = common.owner_of(owner), now
         try:
             wanted = read(values)
-            engine.check(wanted.model)
+            teachable(engine, wanted.model)
             photos = [square(images.open_picture(path)) for path in paths]
             one = trainings.start(wanted, photos, owner, theme, SAMPLES[slug].name if slug else "")
         except ValueError as error:
@@ -671,13 +707,17 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     taught = [chosen, crops, samples]
     asked = [shared.owner, chosen, *boxes]
     opened = tab.select(arrive, [chosen, fields["model"]], taught, **LOOK)
-    upload.upload(add, [upload, chosen, fields["model"]], taught, **LOOK)
-    clear.click(lambda: ((), ""), None, chosen, **LOOK).success(arrive, [chosen, fields["model"]], taught, **LOOK)
-    crops.pick(remove, [chosen, fields["model"]], taught, **LOOK)
+    upload.upload(add, [upload, chosen, fields["model"]], [*taught, checked], **LOOK)
+    clear.click(lambda: (((), ""), ""), None, [chosen, checked], **LOOK).success(
+        arrive, [chosen, fields["model"]], taught, **LOOK
+    )
+    crops.pick(remove, [chosen, fields["model"]], [*taught, checked], **LOOK)
     sampled = samples.pick(take_sample, [preset, fields["model"]], [*taught, instance, class_prompt, prompts], **LOOK)
     set_up = preset.input(take_preset, [preset, class_prompt], boxes, **LOOK)
     for event in (opened, sampled, set_up):
         event.success(look_ahead_if_free, asked, checked, **WATCH)
+    # What was found out before holds no longer. A box of numbers tells of each digit, so this is done by the page alone.
+    gr.on([box.input for box in boxes], None, None, checked, js="() => ''", api_visibility="private")
     check.click(look_ahead, asked, checked, **WATCH)
     checked.pick(change, None, [*boxes, checked], **LOOK)
     words = [fields["model"], instance, class_prompt]
@@ -778,6 +818,7 @@ def settings_of(shared: Shared, typed: dict) -> dict[str, Component]:
     with gr.Row(elem_classes="pair"):
         number("preview_every", "dreambooth_preview_every")
         number("checkpoint_every", "dreambooth_checkpoint_every")
+    hint("dreambooth_every_info")
     menu("precision", "dreambooth_precision", list(PRECISIONS))
     tick("flip", "dreambooth_flip")
     tick("gradient_checkpointing", "dreambooth_checkpointing")
@@ -793,13 +834,16 @@ def api(engine: LocalEngine, trainings: Trainings) -> None:
         "a sks dog"; class_prompt: without, as in "a dog"; steps: null for the preset's; settings: other settings than the preset's, by
         their names, as in {"rate": 0.0001, "method": "full"}."""
         try:
-            if preset not in PRESETS:
+            if not isinstance(preset, str) or preset not in PRESETS:
                 raise ValueError(f"There is no preset {str(preset)[:40]!r}; choose one of {', '.join(PRESETS)}.")
             if not isinstance(settings or {}, dict):
                 raise ValueError("The settings are no object of names and values; leave them out.")
+            if unknown := [str(name)[:40] for name in settings or {} if name not in Recipe.__dataclass_fields__]:
+                known = ", ".join(Recipe.__dataclass_fields__)
+                raise ValueError(f"There is no setting {unknown[0]!r}; choose from {known}.")
             changed = {"instance_prompt": instance_prompt, "class_prompt": class_prompt, **(settings or {})}
             wanted = Recipe.of({**PRESETS[preset].facts(), **({} if steps is None else {"steps": steps}), **changed})
-            engine.check(wanted.model)
+            teachable(engine, wanted.model)
             photos = []
             for k, path in enumerate(pictures or [], 1):
                 try:

@@ -48,7 +48,7 @@ def names(engine: LocalEngine, trainings: Trainings, owner: str, one: str) -> li
 
 def title(settings: dict, step: int, strength: float, language: str) -> str:
     """A trained model's line in a menu."""
-    words = settings["recipe"]["instance_prompt"]
+    words = common.short(settings["recipe"]["instance_prompt"])
     subject = f"{words} ({settings['subject']})" if settings["subject"] else words
     key = "dreambooth_trained" if strength == 1 else "dreambooth_trained_weak"
     return say(language, key, subject=subject, step=step, strength=f"{strength:g}")
