@@ -26,13 +26,18 @@ HOST = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # Hugging Face Spaces 
 STYLE = Path(__file__).parent / "assets" / "style.css"
 
 
+def places_of(extra: list[str]) -> dict[str, str]:
+    """The names that the menu has for the models of the command line, and where they are."""
+    return {(Path(m).resolve().name if Path(m).is_dir() else m): str(Path(m).resolve()) if Path(m).is_dir() else m for m in extra}
+
+
 def make_engine(extra: list[str], download: bool = False) -> tuple[LocalEngine, str]:
     """An engine for the catalogue's models and those named on the command line, and the base model to begin with.
 
     A local folder goes by its last name, so that no picture's settings tell where it lies on this machine. Without `download` the menu
     opens what is on disk only: a visitor's click must not make a server fetch gigabytes.
     """
-    places = {(Path(m).resolve().name if Path(m).is_dir() else m): m for m in extra}
+    places = places_of(extra)
 
     def load(name: str) -> StableDiffusion:
         return replace(models.load(places.get(name, name), fetch=download), name=name)
@@ -122,7 +127,7 @@ def main() -> None:
     except ValueError as error:  # a folder that is no model
         parser.error(str(error))
     threading.Thread(target=warm, args=(engine, default), daemon=True).start()
-    demo = make_app(engine, default)
+    demo = make_app(engine, default, trainings=Trainings(places=places_of(arguments.model)))
     demo.launch(server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open, **LAUNCH)
 
 

@@ -42,10 +42,10 @@ def lora(checkpoint: Path, strength: float, target: Path) -> Path:
     return target
 
 
-def folder(recipe: Recipe, checkpoint: Path, strength: float, target: Path) -> Path:
-    """A whole model: the base model's folder, with the UNet and the text encoder that were trained. Any diffusers opens it."""
-    found = models.catalog.resolve(recipe.model, fetch=False)
-    made = models.adapted(models.load(recipe.model, device="cpu", dtype=torch.float32, fetch=False), checkpoint, strength)
+def folder(place: str, checkpoint: Path, strength: float, target: Path) -> Path:
+    """A whole model: the base model's folder, found at place, with the UNet and text encoder that were trained. Any diffusers opens it."""
+    found = models.catalog.resolve(place, fetch=False)
+    made = models.adapted(models.load(place, device="cpu", dtype=torch.float32, fetch=False), checkpoint, strength)
     target.mkdir(parents=True)
     for part in ("tokenizer", "scheduler", "vae"):
         shutil.copytree(found.folder / part, target / part, symlinks=False)

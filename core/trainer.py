@@ -71,7 +71,7 @@ def run(folder: Path, accelerator: Any) -> str:
     settings = lane.read(folder / "settings.json")
     recipe = Recipe.of(settings["recipe"])
     mine = accelerator.is_main_process
-    sd = models.load(recipe.model, device="cpu", dtype=torch.float32, fetch=False)  # its copies go to the device
+    sd = models.load(settings["place"], device="cpu", dtype=torch.float32, fetch=False)  # its copies go to the device
     if sd.revision != settings["revision"]:
         raise ValueError(f"The model {recipe.model} is not the one that this training began with; start a new training.")
     photos = [Image.open(path) for path in sorted((folder / "images").glob("*.png"))]

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +60,12 @@ class Status:
 
 
 class Trainings:
-    """All trainings under one folder. owner: whoever started it; None passes for everyone who knows the id, which cannot be guessed."""
+    """All trainings under one folder. owner: whoever started it; None passes for everyone who knows the id, which cannot be guessed.
 
-    def __init__(self, home: Path = HOME):
-        self.home = Path(home)
+    places: where the models lie that the app calls by names of its own."""
+
+    def __init__(self, home: Path = HOME, places: Mapping[str, str] | None = None):
+        self.home, self.places = Path(home), places or {}
         self._beginning = threading.Lock()  # two clicks at once begin one training
 
     # --- start, pause, stop, go on ------------------------------------------------------------------------------------------------
@@ -78,7 +80,8 @@ class Trainings:
         dreambooth.check_count(len(images))
         if theme not in THEMES:
             raise ValueError(f"There is no theme {str(theme)[:40]!r}; choose one of {', '.join(THEMES)}.")
-        found = catalog.resolve(recipe.model, fetch=False)
+        place = self.places.get(recipe.model, recipe.model)
+        found = catalog.resolve(place, fetch=False)
         self._check_turn(hashed(owner))
         needed = preflight.disk_needed(recipe, preflight.shapes_in(found.folder))
         if needed > (free := shutil.disk_usage(preflight.existing(self.home)).free):
@@ -87,6 +90,7 @@ class Trainings:
         folder = self.home / training
         settings = {
             "recipe": recipe.facts(),
+            "place": place,
             "source": found.source,
             "revision": found.revision or models.check_manifest(found.folder),
             "licence": found.licence,
@@ -269,7 +273,7 @@ class Trainings:
         """The model or its adapter, the card and its pictures, in a folder."""
         checkpoint, settings = self.checkpoint(training, owner, step), self.settings(training, owner)
         if whole:
-            publish.folder(Recipe.of(settings["recipe"]), checkpoint, strength, target)
+            publish.folder(settings["place"], checkpoint, strength, target)
         else:
             target.mkdir(parents=True)
             publish.lora(checkpoint, strength, target / publish.LORA)

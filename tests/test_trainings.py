@@ -61,9 +61,9 @@ def run_here(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def done(model, tmp_path_factory):
     """A LoRA that was trained with previews and class pictures, in this process."""
-    trainings = Unlaunched(tmp_path_factory.mktemp("done"))
+    trainings = Unlaunched(tmp_path_factory.mktemp("done"), {"mine": str(model)})
     wanted = replace(
-        RECIPE, model=str(model), method="lora", steps=8, class_images=3, preview_every=4, prompts=("a `sks`\n# dog",), rate=0.1
+        RECIPE, model="mine", method="lora", steps=8, class_images=3, preview_every=4, prompts=("a `sks`\n# dog",), rate=0.1
     )
     one = trainings.start(wanted, pictures(), "anna", theme="animal", subject="taxi")
     drawn = previews.drawn
