@@ -66,7 +66,7 @@ class Recipe:
         for name, value, low, high in (
             ("rank", self.rank, 1, 256),
             ("number of class pictures", self.class_images, 0, 1000),
-            ("steps", self.steps, 1, 20_000),
+            ("number of steps", self.steps, 1, 20_000),
             ("batch", self.batch, 1, 64),
             ("accumulation", self.accumulation, 1, 64),
             ("warm-up", self.warmup, 0, 20_000),

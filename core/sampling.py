@@ -48,7 +48,7 @@ class Request:
         check_text("prompt", self.prompt)
         check_text("negative prompt", self.negative)
         check_whole("seed", self.seed, 0, 2**32 - 1)
-        check_whole("steps", self.steps, 1, 100)
+        check_whole("number of steps", self.steps, 1, 100)
         check_number("guidance", self.guidance, 0, 30)
         if not isinstance(self.scheduler, str) or self.scheduler not in schedulers.SCHEDULERS:
             raise ValueError(

@@ -164,12 +164,14 @@ def views(sd: StableDiffusion, turns: int) -> dict[str, float]:
     """What a control of the tabs makes the server do, each many times on one recorded run: the slowest one's 95th percentile."""
     from ui import attention, common, fork, guidance, viewing
     from ui import latents as latents_tab
+    from ui import sweep as sweep_tab
 
     trace = Trace.start(sd, REQUEST)
     *_, last = trace.follow(denoise(sd, REQUEST, Record()))
     trace.finish(sd, last.x_next)
     mask = torch.zeros(attention.size_of(trace), dtype=torch.bool)
     mask[32:96, 32:96] = True
+    tiles = [part.value for part in sweep.work(Sweep(REQUEST, tuple(range(9))))(sd)]
     works: dict[str, Callable[[], object]] = {
         "attention, all layers": lambda: attention.volume(trace, "", "cond"),
         "attention, one layer": lambda: attention.volume(trace, trace.layers[-1], "cond"),
@@ -178,6 +180,8 @@ def views(sd: StableDiffusion, turns: int) -> dict[str, float]:
         "guidance, a run": lambda: guidance.anatomy(trace, "one", "en"),
         "latents, a run": lambda: latents_tab.view(trace, "en"),
         "fork, a run": lambda: fork.view(trace, "en"),
+        "sweep, pulls": lambda: sweep_tab.chart(sweep_tab.pulls(tiles, 0), tiles[0].sweep, 1, title="", said="", across=""),
+        "sweep, ways": lambda: sweep_tab.chart(sweep_tab.ways(tiles, (0, 4)), tiles[0].sweep, 0, title="", said="", across=""),
         "prompt, a run": lambda: viewing.finished(trace, "one", "en"),
     }
     slowest = {}

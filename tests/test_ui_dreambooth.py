@@ -150,8 +150,8 @@ def test_a_preset_comes_back_from_the_controls_as_it_was(name):
     "typed, said",
     [
         ({"rate": "much"}, "The learning rate is much"),
-        ({"steps": 0}, "The steps is 0"),
-        ({"steps": None}, "The steps is empty"),
+        ({"steps": 0}, "The number of steps is 0"),
+        ({"steps": None}, "The number of steps is empty"),
         ({"class_prompt": " "}, "The class prompt is empty"),
         ({"targets": []}, "LoRA has no modules"),
         ({"prompts": "a\n" * 9}, "9 prompts are too many"),

@@ -238,15 +238,6 @@ def test_where_there_is_nothing_to_draw_the_curves_say_why(toy):
     assert '"lines":[]' in sweep.chart({}, tiles[0].sweep, 1, title="", said="", across="") and sweep.first_place(tiles) == (0, 0)
 
 
-def test_a_click_is_answered_in_a_tenth_of_a_second(toy):
-    tiles = [part.value for part in sweeping.work(Sweep(Request("a", steps=20), tuple(range(9))))(toy)]
-    sweep.ways(tiles, (0, 8))
-    began = time.perf_counter()
-    for curves, first in ((sweep.pulls(tiles, 0), 1), (sweep.ways(tiles, (0, 4)), 0)):
-        sweep.chart(curves, tiles[0].sweep, first, title="", said="", across="")
-    assert time.perf_counter() - began < 0.1
-
-
 def test_the_curves_are_seen_on_white_and_on_black():
     def light(colour):  # WCAG 2.2, relative luminance
         c = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255

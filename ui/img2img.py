@@ -57,7 +57,7 @@ def plan(config: dict, scheduler: str, steps: int, strength: float) -> Plan:
 
 def steps_of(steps: object, strength: float, exactly: bool) -> int:
     """The steps to ask for. Raises ValueError for what is no number of steps, or cannot be had at this strength."""
-    check_whole("steps", steps, 1, 100)
+    check_whole("number of steps", steps, 1, 100)
     assert isinstance(steps, int)
     return conditioning.steps_for(steps, strength) if exactly else steps
 

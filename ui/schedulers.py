@@ -29,7 +29,7 @@ PRESET = ("LMS", "DDIM", 15)  # the Deep Dive's scheduler and steps, beside the 
 
 def levels_of(config: dict, name: str, steps: int) -> list[Level]:
     """Raises ValueError for a scheduler that is not in the menu, or a number of steps that it cannot make."""
-    check_whole("steps", steps, 1, 100)
+    check_whole("number of steps", steps, 1, 100)
     return schedulers.levels(schedulers.make(name, config, steps))
 
 

@@ -2025,7 +2025,7 @@ FIELDS = {
     "prompt": "プロンプト",
     "negative prompt": "ネガティブプロンプト",
     "seed": "シード",
-    "steps": "ステップ数",
+    "number of steps": "ステップ数",
     "guidance": "ガイダンススケール",
     "width": "幅",
     "height": "高さ",
