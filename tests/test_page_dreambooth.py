@@ -216,7 +216,7 @@ def test_a_program_trains_and_follows_too(address, tmp_path, page_trainings):
         "There are 2 pictures": (files[:2], "a sks car", "a car", "embedded", 2, {}),
         "The class prompt is empty": (files, "a sks car", "", "embedded", 2, {}),
         "There is no preset 'magic'": (files, "a sks car", "a car", "magic", 2, {}),
-        "The steps is 0": (files, "a sks car", "a car", "embedded", 0, {}),
+        "The number of steps is 0": (files, "a sks car", "a car", "embedded", 0, {}),
         "The learning rate is 7": (files, "a sks car", "a car", "embedded", 2, {"rate": 7}),
         "There is no preset": (files, "a sks car", "a car", ["embedded"], 2, {}),
         "There is no setting 'rats'": (files, "a sks car", "a car", "embedded", 2, {"rats": 1}),

@@ -94,8 +94,9 @@ def test_what_is_on_the_canvas_when_run_is_pressed_is_what_runs_and_changes(tab,
     assert conditioning.change(original, mixed)[stroke].mean() > 2 and not np.array_equal(raw[outside], original[outside])
     assert "Mean 0.00, at most 0 of 255" in p.locator(".composited p").inner_text()
     assert p.locator(".honest-view .known canvas").count() == 5 and p.locator(".honest-view .x-in canvas").count() == 4
+    before = uri_of(p)  # now: the answer may come faster than the next line
     p.locator("#inpaint-blur input").first.fill("0")
-    p.wait_for_function("before => document.querySelector('.compare .over').src !== before", arg=uri_of(p), **WAIT)
+    p.wait_for_function("before => document.querySelector('.compare .over').src !== before", arg=before, **WAIT)
     assert np.array_equal(picture(p, "Composited")[~stroke], original[~stroke]), "no blur: the mask itself"
 
     # a plain model, and only the part around the mask

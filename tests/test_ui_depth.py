@@ -159,7 +159,7 @@ def test_both_runs_are_alike_but_for_the_depth():
         ({"strength": "0"}, "The strength is 0; it must be a number above 0, up to 1."),
         ({"strength": "1.01"}, "The strength is 1.01; it must be"),
         ({"strength": "much"}, "The strength is much; it must be"),
-        ({"steps": "0"}, "The steps is 0; it must be a whole number from 1 to 100."),
+        ({"steps": "0"}, "The number of steps is 0; it must be a whole number from 1 to 100."),
         ({"guidance": "31"}, "The guidance is 31"),
     ],
 )
