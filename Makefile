@@ -18,7 +18,7 @@ app: .venv/.app-ready
 	$(PYTHON) app.py $(ARGS)
 
 test: .venv/.test-ready browser
-	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lint: .venv/.test-ready
 	$(PYTHON) -m ruff check .

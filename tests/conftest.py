@@ -102,6 +102,13 @@ def toy_model(*, heads=2, linear=False, prediction_type="epsilon", text_width=16
     )
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """One worker drives the page, for all others: two browsers, two servers and their models would wait for each other."""
+    for item in items:
+        if item.get_closest_marker("page"):
+            item.add_marker(pytest.mark.xdist_group("page"))
+
+
 # Its tab and its tests wait for it: an untrained one would show noise.
 needs_upscaler = pytest.mark.skipif("emoji-upscale" not in catalog.CATALOG, reason="assets/models has no emoji-upscale yet")
 
