@@ -109,6 +109,12 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.xdist_group("page"))
 
 
+def pytest_runtest_setup(item) -> None:
+    """The other workers stand back: a browser that gets no time of the processor misses what it is to see."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not item.get_closest_marker("page") and not os.nice(0):
+        os.nice(10)
+
+
 # Its tab and its tests wait for it: an untrained one would show noise.
 needs_upscaler = pytest.mark.skipif("emoji-upscale" not in catalog.CATALOG, reason="assets/models has no emoji-upscale yet")
 
