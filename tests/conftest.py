@@ -102,19 +102,6 @@ def toy_model(*, heads=2, linear=False, prediction_type="epsilon", text_width=16
     )
 
 
-def pytest_collection_modifyitems(items) -> None:
-    """One worker drives the page, for all others: two browsers, two servers and their models would wait for each other."""
-    for item in items:
-        if item.get_closest_marker("page"):
-            item.add_marker(pytest.mark.xdist_group("page"))
-
-
-def pytest_runtest_setup(item) -> None:
-    """The other workers stand back: a browser that gets no time of the processor misses what it is to see."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not item.get_closest_marker("page") and not os.nice(0):
-        os.nice(10)
-
-
 # Its tab and its tests wait for it: an untrained one would show noise.
 needs_upscaler = pytest.mark.skipif("emoji-upscale" not in catalog.CATALOG, reason="assets/models has no emoji-upscale yet")
 

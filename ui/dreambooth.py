@@ -27,7 +27,7 @@ from core.lane import ENDED
 from core.models import StableDiffusion
 from core.preflight import Preflight, embedded, preflight, sorted_out
 from core.previews import GUIDANCE
-from core.recipe import METHODS, PRECISIONS, PRESETS, SCHEDULES, UNET_TARGETS, Recipe
+from core.recipe import METHODS, PRECISIONS, PRESETS, SCHEDULES, Recipe
 from core.sampling import Request
 from core.subjects import SAMPLES
 from core.text import Token, tokenize
@@ -42,15 +42,7 @@ SHOWN = 160  # pixels of a picture's long side in the tab
 KEPT = 1024  # pixels a side of a picture that goes into training, at most
 EXAMPLES = Path(__file__).parent.parent / "assets" / "examples" / "dreambooth"
 EXAMPLE = "0" * 32  # the id of the recorded training there
-TARGETS = (
-    *UNET_TARGETS,
-    "proj_in",
-    "proj_out",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "conv1",
-    "conv2",
-)  # modules of the UNet that can have a LoRA
+TARGETS = PRESETS["embedded"].targets  # modules of the UNet that can have a LoRA
 NOTHING = common.packed({"kind": "none"})
 SAVE = "(file) => file?.url && Object.assign(document.createElement('a'), { href: file.url, download: file.orig_name }).click()"
 
