@@ -211,10 +211,11 @@ def preview_bytes(sd: StableDiffusion, recipe: Recipe) -> int:
 
 
 def disk_needed(recipe: Recipe, shapes: Shapes) -> int:
-    """Two whole checkpoints, as the old one stays until the new one is; and the weights of all, where they are kept."""
+    """Of whole checkpoints those that are kept, and the new one beside them; and the weights of all, where they are small."""
     weights, state = bytes_of(recipe, shapes)
-    kept = recipe.steps // recipe.checkpoint_every + 1 if weights <= checkpoints.SMALL else 0
-    return 2 * (weights + state) + kept * weights + 20 * 2**20
+    whole = checkpoints.WITH_STATE + 1
+    kept = max(whole, recipe.steps // recipe.checkpoint_every + 1) if weights <= checkpoints.SMALL else whole
+    return kept * weights + whole * state + 20 * 2**20
 
 
 def no_room(needed: int, free: int) -> str:

@@ -557,3 +557,18 @@ def test_recommended_steps_follow_the_pictures(toy, emoji):
     assert preflight.recommended_steps(toy, PRESETS["diffusers LoRA"], 5) == 500  # as diffusers' README
     assert preflight.recommended_steps(toy, PRESETS["hackathon"], 5) == 400
     assert preflight.recommended_steps(toy, PRESETS["faces"], 10) == 800
+def test_the_disk_has_room_for_a_third_checkpoint_beside_the_two_that_are_kept(toy, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SMALL", 0)
+    recipe, most, prune = replace(RECIPE, method="full"), 0, checkpoints.prune
+
+    def measured(folder):
+        nonlocal most
+        most = max(most, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+        prune(folder)
+
+    monkeypatch.setattr(checkpoints, "prune", measured)
+    list(train(toy, recipe, pictures, folder=tmp_path))
+    needed = preflight.disk_needed(recipe, preflight.shapes_of(toy)) - 20 * 2**20  # for pictures, names and all else
+    assert needed == 3 * 12 * preflight.trained_count(recipe, preflight.shapes_of(toy)) <= most
+
+
