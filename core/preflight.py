@@ -1,6 +1,6 @@
 """Before a training: are the pictures fit for it, and does it fit into memory, disk and patience? What is said is measured, not looked up.
 
-found = preflight(sd, recipe, files)        # found.pictures go into train(), found.refused and .warned onto the page
+found = preflight(sd, recipe, files, folder)    # of the files alone: sorted_out(sd, files)
 """
 
 import shutil
@@ -44,13 +44,12 @@ class Saving:
 class Preflight:
     """What is known before Start. Pictures are counted from 0 in the order that they were given in."""
 
-    accepted: tuple[tuple[int, Image.Image], ...]  # RGB, upright, without metadata
-    refused: tuple[tuple[int, str], ...]  # and why, a sentence each
-    warned: tuple[tuple[int, str], ...]  # accepted, but a model may learn little from them
+    accepted: int  # pictures
+    refused: tuple[tuple[int, str], ...]  # which, and why, a sentence each
     steps: int  # recommended
     step_seconds: float | None  # of one step, measured; None where memory is too short for one
     seconds: float | None  # of the whole training, previews and class pictures counted
-    memory: int  # bytes that it takes beside the app
+    memory: int  # bytes that it takes beside the app; where no step was measured, it takes more than these
     memory_free: int
     disk: int  # bytes
     disk_free: int
@@ -58,17 +57,11 @@ class Preflight:
     problems: tuple[str, ...]  # why it cannot start; none: it can
     notes: tuple[str, ...] = ()  # what will go otherwise than the recipe says
 
-    @property
-    def pictures(self) -> list[Image.Image]:
-        return [picture for _, picture in self.accepted]
 
-
-def preflight(
-    sd: StableDiffusion, recipe: Recipe, sources: Sequence[images.Source], folder: Path, class_pictures: int = 0
-) -> Preflight:
-    """Looks at everything before a training of sd. folder: on the disk that it will be written to; class_pictures: how many of them are
-    drawn already. A few steps are really made, on a copy, so it takes as long as these: ask for it where a model may be used."""
-    accepted, refused, warned = sorted_out(sd, sources)
+def preflight(sd: StableDiffusion, recipe: Recipe, sources: Sequence[images.Source], folder: Path) -> Preflight:
+    """Looks at everything before a training of sd. folder: where all trainings lie (core/trainings.py). A few steps are really made, on
+    a copy, so it takes as long as these: ask for it where a model may be used."""
+    accepted, refused, _ = sorted_out(sd, sources)
     pictures = [picture for _, picture in accepted]
     shapes = shapes_of(sd)
     weights, state = bytes_of(recipe, shapes)
@@ -78,11 +71,15 @@ def preflight(
     step_seconds = seconds = None
     memory = fixed + weights  # the gradients
     if pictures and memory < memory_free:
-        step_seconds, drawing, passing = warm_up(sd, recipe, pictures)
-        memory = fixed + max(passing, preview_bytes(sd, recipe))
-        previews = 1 + -(-recipe.steps // recipe.preview_every) if recipe.preview_every else 0
-        drawn = previews * (len(recipe.shown) + 2) + max(0, recipe.class_images - class_pictures) * recipe.prior
-        seconds = recipe.steps * step_seconds + drawn * PREVIEW_STEPS * drawing
+        try:
+            step_seconds, drawing, passing = warm_up(sd, recipe, pictures)
+            memory = fixed + max(passing, preview_bytes(sd, recipe))
+            looks = 1 + -(-recipe.steps // recipe.preview_every) if recipe.preview_every else 0
+            there = len(list((folder / "class" / previews.class_name(sd, recipe)).glob("*.png")))  # from trainings before
+            drawn = looks * (len(recipe.shown) + 2) + max(0, recipe.class_images - there) * recipe.prior
+            seconds = recipe.steps * step_seconds + drawn * PREVIEW_STEPS * drawing
+        except torch.OutOfMemoryError:
+            memory = memory_free  # and more; how much, nobody knows
     low, high = SIZES
     problems = []
     if len(pictures) < low:
@@ -90,9 +87,8 @@ def preflight(
     if disk > disk_free:
         problems.append(no_room(disk, disk_free))
     return Preflight(
-        tuple(accepted),
+        len(pictures),
         tuple(refused),
-        tuple(warned),
         recommended_steps(sd, recipe, len(pictures)),
         step_seconds,
         seconds,
@@ -100,7 +96,7 @@ def preflight(
         memory_free,
         disk,
         disk_free,
-        savings(sd, recipe) if memory > memory_free else (),
+        savings(sd, recipe) if memory >= memory_free else (),
         tuple(problems),
         (PLAIN_ADAM,) if recipe.adam8bit and not has_adam8bit(sd.device) else (),
     )
@@ -110,7 +106,8 @@ def preflight(
 
 
 def sorted_out(sd: StableDiffusion, sources: Sequence[images.Source]) -> tuple[list, list, list]:
-    """(accepted, refused, warned) of Preflight."""
+    """Pictures by their number: (accepted: RGB, upright, without metadata; refused, and why; warned: accepted, but a model may learn
+    little from them)."""
     accepted: list[tuple[int, Image.Image]] = []
     refused: list[tuple[int, str]] = []
     warned: list[tuple[int, str]] = []
@@ -146,11 +143,11 @@ def sharpness(picture: Tensor) -> float:
 
 def recommended_steps(sd: StableDiffusion, recipe: Recipe, pictures: int) -> int:
     """For our own family, what was tuned. For others as in diffusers' README: 100 looks at each picture by LoRA and 80 by full training,
-    twice that with class pictures."""
+    twice that with class pictures, but 300 to 2000 looks in all."""
     if embedded(sd):
         return PRESETS["embedded"].steps
     looks = (100 if recipe.method == "lora" else 80) * pictures * (2 if recipe.prior else 1)
-    return int(np.clip(looks, 300, 2000)) // (recipe.batch * recipe.accumulation)
+    return max(1, int(np.clip(looks, 300, 2000)) // (recipe.batch * recipe.accumulation))
 
 
 def embedded(sd: StableDiffusion) -> bool:
@@ -195,11 +192,11 @@ def bytes_of(recipe: Recipe, shapes: Shapes) -> tuple[int, int]:
 
 
 def frozen_bytes(sd: StableDiffusion, recipe: Recipe) -> int:
-    """The copy of the UNet that an adapter is trained beside; and on a processor the base model, which the trainer opens for itself."""
+    """The copies that adapters are trained beside; and on a processor the base model, which the trainer opens for itself."""
     unet, text, vae = (sum(p.numel() for p in part.parameters()) for part in (sd.unet, sd.text_encoder, sd.vae))
     each = 2 if sd.device.type == "cuda" and recipe.precision != "fp32" else 4
     base = 4 * (unet + text + vae) if sd.device.type == "cpu" else 0
-    return base + (0 if recipe.method == "full" else each * unet)
+    return base + (0 if recipe.method == "full" else each * (unet + text * recipe.text_encoder))
 
 
 def preview_bytes(sd: StableDiffusion, recipe: Recipe) -> int:

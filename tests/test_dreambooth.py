@@ -520,6 +520,36 @@ def test_preflight_measures_time_memory_and_disk(toy, pictures, tmp_path, monkey
         assert replace(recipe, **saving.changes) != recipe
 
 
+def test_where_no_step_fits_preflight_says_what_helps(toy, pictures, tmp_path, monkeypatch):
+    def warm_up(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(preflight, "warm_up", warm_up)
+    found = preflight.preflight(toy, replace(RECIPE, method="full"), pictures, tmp_path)
+    assert found.step_seconds is None and found.memory >= found.memory_free
+    assert found.savings[0].changes == {"gradient_checkpointing": True}
+
+
+def test_class_pictures_that_are_there_take_no_time(toy, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "warm_up", lambda *_: (1.0, 0.5, 10))
+    recipe = replace(RECIPE, class_images=5)
+    all_drawn = 6 * 1.0 + 5 * preflight.PREVIEW_STEPS * 0.5
+    assert preflight.preflight(toy, recipe, pictures, tmp_path).seconds == all_drawn
+    there = tmp_path / "class" / previews.class_name(toy, recipe)
+    there.mkdir(parents=True)
+    for k in range(2):
+        (there / f"{k:03d}.png").touch()
+    assert preflight.preflight(toy, recipe, pictures, tmp_path).seconds == all_drawn - 2 * preflight.PREVIEW_STEPS * 0.5
+    assert preflight.preflight(toy, replace(recipe, class_images=1), pictures, tmp_path).seconds == 6
+
+
+def test_preflight_counts_every_copy_that_an_adapter_needs(toy):
+    alone, along = (preflight.frozen_bytes(toy, replace(RECIPE, text_encoder=on)) for on in (False, True))
+    assert along - alone == sum(p.nbytes for p in toy.text_encoder.parameters())
+    full = [preflight.frozen_bytes(toy, replace(RECIPE, method="full", text_encoder=on)) for on in (False, True)]
+    assert full[0] == full[1], "there the copy is what is trained"
+
+
 def test_preflight_counts_what_gradient_checkpointing_computes_again(toy, pictures):
     def thick(x):
         for _ in range(10):
@@ -552,11 +582,6 @@ def test_counts_of_what_is_trained_are_right_without_loading(toy, tmp_path):
     )
 
 
-def test_recommended_steps_follow_the_pictures(toy, emoji):
-    assert preflight.recommended_steps(emoji, PRESETS["embedded"], 7) == PRESETS["embedded"].steps
-    assert preflight.recommended_steps(toy, PRESETS["diffusers LoRA"], 5) == 500  # as diffusers' README
-    assert preflight.recommended_steps(toy, PRESETS["hackathon"], 5) == 400
-    assert preflight.recommended_steps(toy, PRESETS["faces"], 10) == 800
 def test_the_disk_has_room_for_a_third_checkpoint_beside_the_two_that_are_kept(toy, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SMALL", 0)
     recipe, most, prune = replace(RECIPE, method="full"), 0, checkpoints.prune
@@ -572,3 +597,9 @@ def test_the_disk_has_room_for_a_third_checkpoint_beside_the_two_that_are_kept(t
     assert needed == 3 * 12 * preflight.trained_count(recipe, preflight.shapes_of(toy)) <= most
 
 
+def test_recommended_steps_follow_the_pictures(toy, emoji):
+    assert preflight.recommended_steps(emoji, PRESETS["embedded"], 7) == PRESETS["embedded"].steps
+    assert preflight.recommended_steps(toy, PRESETS["diffusers LoRA"], 5) == 500  # as diffusers' README
+    assert preflight.recommended_steps(toy, PRESETS["hackathon"], 5) == 400
+    assert preflight.recommended_steps(toy, PRESETS["faces"], 10) == 800
+    assert preflight.recommended_steps(toy, replace(RECIPE, batch=64, accumulation=32), 5) == 1

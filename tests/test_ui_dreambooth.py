@@ -189,6 +189,8 @@ def test_preflight_is_told_with_what_can_be_changed(toy, tmp_path):
     many = replace(found, problems=(), refused=((30, "30 pictures are the most; leave out others to have this one."),))
     assert "picture 31: 30 pictures are the most" in dreambooth.checked_html(many, SMALL, "en")
     assert "2 steps will take about" in shown, "what the estimate was made for"
+    assert "Memory: more than" in dreambooth.checked_html(replace(found, step_seconds=None), SMALL, "en")
+    assert "Memory: more than" not in shown
     short = replace(found, memory=2 * found.memory_free, savings=savings(toy, replace(SMALL, method="full", batch=4)))
     assert "Memory is short" in dreambooth.checked_html(short, SMALL, "en")
     assert re.search("[ぁ-ん]", dreambooth.checked_html(short, SMALL, "ja"))

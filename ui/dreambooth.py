@@ -222,11 +222,12 @@ def checked_html(found: Preflight, recipe: Recipe, language: str) -> str:
     if found.seconds is not None and found.step_seconds is not None:
         values = {"steps": recipe.steps, "left": left_of(found.seconds, language), "each": f"{found.step_seconds:.2f}"}
         lines.append(f"<b>{say(language, 'dreambooth_takes', **values)}</b>")
-    lines.append(say(language, "dreambooth_memory", needed=size(found.memory), free=size(found.memory_free)))
+    memory = "dreambooth_memory" if found.step_seconds is not None else "dreambooth_memory_more"
+    lines.append(say(language, memory, needed=size(found.memory), free=size(found.memory_free)))
     lines.append(say(language, "dreambooth_disk", needed=size(found.disk), free=size(found.disk_free)))
     if found.steps != recipe.steps:
         take = change_button({"steps": found.steps}, say(language, "dreambooth_take"))
-        lines.append(say(language, "dreambooth_recommended", steps=found.steps, count=len(found.accepted)) + take)
+        lines.append(say(language, "dreambooth_recommended", steps=found.steps, count=found.accepted) + take)
     refused = [
         say(
             language,

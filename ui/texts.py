@@ -1018,6 +1018,7 @@ EN = {
     "dreambooth_live": "Loss {loss} (smoothed) · learning rate {rate} · gradient norm {norm}",
     "dreambooth_class_images_info": "Without class images there is no prior preservation: nothing holds the class. min-SNR gamma is off where it is empty; 5 is usual.",
     "dreambooth_again": "Use its settings",
+    "dreambooth_memory_more": "Memory: more than {needed}, of {free} that are free.",
     "dreambooth_refilled": "Pictures and settings of this training are in the controls.",
 }
 
@@ -2022,6 +2023,7 @@ LANGUAGES = {"en": EN, "ja": JA}
 
 # What core refuses, said in Japanese. The English of core is the pattern; {0}, {1} .. are its groups.
 FIELDS = {
+    "dreambooth_memory_more": "メモリー：{needed} 以上（空き {free}）。",
     "prompt": "プロンプト",
     "negative prompt": "ネガティブプロンプト",
     "seed": "シード",
