@@ -1011,6 +1011,7 @@ EN = {
     "dreambooth_preparing_class": "Preparing: the base model draws class pictures, {made} of {to_make}. They are kept for every training of this class.",
     "dreambooth_takes": "{steps} steps will take about {left}, previews included ({each} s a step).",
     "dreambooth_memory": "Memory: {needed}, of {free} that are free.",
+    "dreambooth_memory_more": "Memory: more than {needed}, of {free} that are free.",
     "dreambooth_disk": "Disk: {needed}, of {free} that are free.",
     "dreambooth_recommended": "For {count} pictures {steps} steps are recommended.",
     "dreambooth_take": "Take it",
@@ -1018,8 +1019,8 @@ EN = {
     "dreambooth_live": "Loss {loss} (smoothed) · learning rate {rate} · gradient norm {norm}",
     "dreambooth_class_images_info": "Without class images there is no prior preservation: nothing holds the class. min-SNR gamma is off where it is empty; 5 is usual.",
     "dreambooth_again": "Use its settings",
-    "dreambooth_memory_more": "Memory: more than {needed}, of {free} that are free.",
     "dreambooth_refilled": "Pictures and settings of this training are in the controls.",
+    "dreambooth_gone": "Pictures that are no longer on this machine are left out: {count}. Add them again to use them.",
 }
 
 JA = {
@@ -2009,6 +2010,7 @@ JA = {
     "dreambooth_preparing_class": "準備中：元のモデルがクラス画像を描いています（{made} / {to_make}）。このクラスの学習すべてで使います。",
     "dreambooth_takes": "{steps} ステップに、プレビューも入れて約 {left}かかります（1 ステップ {each} 秒）。",
     "dreambooth_memory": "メモリー：{needed}（空き {free}）。",
+    "dreambooth_memory_more": "メモリー：{needed} 以上（空き {free}）。",
     "dreambooth_disk": "ディスク：{needed}（空き {free}）。",
     "dreambooth_recommended": "画像 {count} 枚なら {steps} ステップがおすすめです。",
     "dreambooth_take": "これにする",
@@ -2017,13 +2019,13 @@ JA = {
     "dreambooth_class_images_info": "クラス画像がなければ事前保存は働かず、クラスを支えるものがありません。min-SNR ガンマは空なら使いません。ふつうは 5 です。",
     "dreambooth_again": "この設定を使う",
     "dreambooth_refilled": "この学習の画像と設定を操作欄に入れました。",
+    "dreambooth_gone": "このマシンにもう残っていない画像 {count} 枚を外しました。使うには、もう一度加えてください。",
 }
 
 LANGUAGES = {"en": EN, "ja": JA}
 
 # What core refuses, said in Japanese. The English of core is the pattern; {0}, {1} .. are its groups.
 FIELDS = {
-    "dreambooth_memory_more": "メモリー：{needed} 以上（空き {free}）。",
     "prompt": "プロンプト",
     "negative prompt": "ネガティブプロンプト",
     "seed": "シード",
