@@ -39,7 +39,7 @@ AT_ONCE = 8 * 128 * 128  # pixels that the VAE reads at once: eight photos of 51
 
 
 class Diverged(ValueError):
-    """The loss left all bounds; what was saved before is good."""
+    """The loss left all bounds; what was saved before is good, but leads here again."""
 
 
 @dataclass(frozen=True)
@@ -275,12 +275,12 @@ class Learner:
         if not np.isfinite(loss):
             raise Diverged(
                 f"The loss was not finite at step {step}, with a learning rate of {rate:.1e}; what was saved before is good: "
-                "go on with a lower rate."
+                "use its settings with a lower rate."
             )
         if self.course.left(loss):
             raise Diverged(
                 f"The loss rose to {self.course.smooth:.2g}, over {Course.FAR} times its best of {self.course.best:.2g}, at step "
-                f"{step} with a learning rate of {rate:.1e}; what was saved before is good: go on with a lower rate."
+                f"{step} with a learning rate of {rate:.1e}; what was saved before is good: use its settings with a lower rate."
             )
 
     def update(self, step: int, rate: float) -> float:
@@ -314,7 +314,8 @@ class Learner:
         if self.process == 0:
             if not all(p.isfinite().all() for p in self.trained.values()):
                 raise Diverged(
-                    f"The weights are not finite after step {step}; what was saved before is good: go on with a lower rate."
+                    f"The weights are not finite after step {step}; what was saved before is good: use its settings with a lower "
+                    "rate."
                 )
             checkpoints.write(folder, step, lambda stage: self.write(stage, step))
         if self.accelerator:

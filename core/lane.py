@@ -22,7 +22,7 @@ except ImportError:  # Windows: everything but training works there
     fcntl = None
 
 ROOT = Path(__file__).resolve().parent.parent
-ENDED = ("paused", "done", "stopped", "failed", "interrupted")
+ENDED = ("paused", "done", "stopped", "failed", "diverged", "interrupted")
 LAST = "what was saved last is good: go on from there"
 FLAGS = {"stop": "stopped", "pause": "paused"}  # a file in the folder -> the state that it asks for
 

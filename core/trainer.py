@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from core import checkpoints, dreambooth, lane, models, previews, text
-from core.dreambooth import TrainStep
+from core import checkpoints, dreambooth, lane, models, previews
+from core.dreambooth import Diverged, TrainStep
 from core.models import StableDiffusion
 from core.previews import Preview, Watch
 from core.recipe import Recipe
@@ -48,7 +48,8 @@ def main(folder: Path) -> None:
         log.exception("The training ended")
         reserve.unlink(missing_ok=True)
         if mine and ours(folder):
-            lane.tell(folder, "failed", message=sentence(error, folder), step=told(folder), seconds_left=None)
+            state = "diverged" if isinstance(error, Diverged) else "failed"
+            lane.tell(folder, state, message=sentence(error, folder), step=told(folder), seconds_left=None)
         sys.exit(1)
     finally:
         if lock:
@@ -60,7 +61,10 @@ def sentence(error: BaseException, folder: Path) -> str:
     if isinstance(error, ValueError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return f"The device ran out of memory; {LAST} with a smaller batch or gradient checkpointing."
+        return (
+            f"The device ran out of memory; {LAST} when more is free, or use its settings with a smaller batch or gradient "
+            "checkpointing."
+        )
     if checkpoints.disk_full(error):
         return f"The disk is full; {LAST} when there is room again."
     return f"The training failed ({type(error).__name__}, {folder.name[:8]}); its log says more."
@@ -81,19 +85,20 @@ def run(folder: Path, accelerator: Any) -> str:
     if len(priors) < recipe.class_images * recipe.prior:
         return asked_for(folder, accelerator) or "stopped"
     if mine and recipe.preview_every and not (folder / "previews" / "000000").exists():
-        write_preview(folder, sd, watch, watch.look(0, there))
+        write_preview(folder, watch, watch.look(0, there))
     del there  # room for the training
 
-    began, first, spoke = time.perf_counter(), 0, 0.0
+    began = spoke = 0.0
+    first = 0
     steps = dreambooth.train(sd, recipe, photos, priors, folder / "checkpoints", accelerator, watch)
     for one in steps:
         if mine:
             if not first:
-                first = one.step
+                first, began = one.step, time.perf_counter() - one.seconds  # what comes before the first step comes once
                 cut_back(folder, first - 1)
             write_step(folder, one)
             if one.preview:
-                write_preview(folder, sd, watch, one.preview)
+                write_preview(folder, watch, one.preview)
             now = time.perf_counter()
             if now - spoke > 0.2 or one.preview or one.step == one.count:
                 left = (now - began) / (one.step - first + 1) * (one.count - one.step)
@@ -160,7 +165,8 @@ def class_pictures(folder: Path, sd: StableDiffusion, recipe: Recipe, accelerato
             if wish(folder):
                 break
     accelerator.wait_for_everyone()
-    return [Image.open(path) for path in sorted(home.glob("*.png"))[: recipe.class_images]]
+    made = sorted(home.glob("*.png"))[: recipe.class_images]
+    return [Image.open(path).convert("RGB") for path in made]  # read now: each that waits keeps a file open
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -169,7 +175,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def write_preview(folder: Path, sd: StableDiffusion, watch: Watch, preview: Preview) -> None:
+def write_preview(folder: Path, watch: Watch, preview: Preview) -> None:
     """previews/000050: the pictures, and facts.json about them. Written beside, then renamed."""
     done = folder / "previews" / f"{preview.step:06d}"
     stage = done.with_suffix(".tmp")
@@ -184,8 +190,6 @@ def write_preview(folder: Path, sd: StableDiffusion, watch: Watch, preview: Prev
     facts |= {
         "pictures": pictures,
         "attention": None if preview.attention is None else np.round(preview.attention.numpy(), 5).tolist(),
-        "identifier": watch.recipe.identifier,
-        "tokens": [[t.piece, t.id] for t in text.tokenize(sd, watch.recipe.identifier).tokens if t.kind == "text"],
         "photos": {"likeness": watch.alike, "spread": watch.spread, "measure": watch.measure},
     }
     lane.write(stage / "facts.json", facts)

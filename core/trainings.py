@@ -126,12 +126,14 @@ class Trainings:
         self._folder(training, owner).joinpath("stop").touch()
 
     def go_on(self, training: str, owner: str | None) -> None:
-        """Takes it up where its newest checkpoint stands. Raises ValueError if it is going on, or done."""
+        """Takes it up where its newest checkpoint stands. Raises ValueError if it is going on, done, or would diverge again."""
         folder = self._folder(training, owner)
         with self._beginning, room_needed():
             state = self.status(training, owner).state
             if state == "done":
                 raise ValueError("This training is done; start another from its pictures.")
+            if state == "diverged":  # the same bits lead to the same step
+                raise ValueError("This training diverged, and would again; use its settings with a lower rate.")
             if state not in lane.ENDED:
                 raise ValueError("This training is going on already.")
             self._check_turn(lane.read(folder / "settings.json").get("owner"))

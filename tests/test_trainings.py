@@ -14,9 +14,11 @@ from threading import Barrier
 
 import httpx2
 import huggingface_hub
+import psutil
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from kill_trainer import RECIPE, Forked, Launched, pictures, rounds, save_toy, wait_for
@@ -24,7 +26,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from core import checkpoints, images, lane, models, preflight, previews, publish, trainer
+from core import checkpoints, dreambooth, images, lane, models, preflight, previews, publish, trainer
 from core import trainings as trainings_module
 from core.sampling import Request, denoise
 from core.trainings import UNKNOWN, Trainings
@@ -162,6 +164,9 @@ def test_class_pictures_are_made_once_for_a_model_and_a_class(done, model):
     run_here(trainings.home / another)
     assert {path.name: path.stat().st_mtime_ns for path in made.iterdir() if path.name != "003.png"} == kept
     assert len(list(made.iterdir())) == 4 and len(list((trainings.home / "class").iterdir())) == 1
+    sd = models.load(str(model), device="cpu")
+    there = trainer.class_pictures(trainings.home / another, sd, more, Accelerator(cpu=True))
+    assert len(there) == 4 and not [one for one in psutil.Process().open_files() if str(made) in one.path], "none is kept open"
     trainings.forget(another, "cleo")
 
 
@@ -196,6 +201,24 @@ def test_a_full_disk_is_a_sentence_and_the_old_checkpoint_stays(recipe, tmp_path
     assert trainings.status(one, "a").state == "done" and trainings.checkpoints(one, "a") == [4, 8]
 
 
+def test_the_time_left_counts_steps_and_no_set_up(recipe, tmp_path, monkeypatch):
+    trainings, left, tell, moments = Unlaunched(tmp_path / "home"), [], lane.tell, dreambooth.moments
+    one = trainings.start(replace(recipe, steps=2), pictures(), "a")
+
+    def slow(*given):
+        time.sleep(5)
+        return moments(*given)
+
+    def told(folder, state, **facts):
+        left.extend([facts["seconds_left"]] if state == "training" else [])
+        tell(folder, state, **facts)
+
+    monkeypatch.setattr(dreambooth, "moments", slow)
+    monkeypatch.setattr(lane, "tell", told)
+    run_here(trainings.home / one)
+    assert trainings.status(one, "a").state == "done" and 0 < left[0] < 5 and left[-1] == 0
+
+
 def test_a_training_that_fails_says_why(recipe, tmp_path, monkeypatch):
     trainings = Unlaunched(tmp_path / "home")
     one = trainings.start(recipe, pictures(), "a")
@@ -210,6 +233,17 @@ def test_a_training_that_fails_says_why(recipe, tmp_path, monkeypatch):
     assert "ran out of memory" in message(torch.OutOfMemoryError("CUDA"))
     assert "disk is full" in message(RuntimeError("PytorchStreamWriter failed: No space left on device"))
     assert message(KeyError("x")) == f"The training failed (KeyError, {one[:8]}); its log says more."
+
+
+def test_a_training_that_diverged_does_not_go_on_to_diverge_again(recipe, tmp_path, monkeypatch):
+    trainings = Unlaunched(tmp_path / "home")
+    one = trainings.start(recipe, pictures(), "a")
+    monkeypatch.setattr(dreambooth.Learner, "mean", lambda self, losses: [float("nan"), 0.0])
+    run_here(trainings.home / one)
+    status = trainings.status(one, "a")
+    assert status.state == "diverged" and "use its settings with a lower rate" in status.message
+    with pytest.raises(ValueError, match="diverged, and would again; use its settings with a lower rate"):
+        trainings.go_on(one, "a")
 
 
 def test_a_model_that_is_another_now_is_refused(recipe, tmp_path):
@@ -417,7 +451,6 @@ def test_previews_say_what_they_show(done):
     first, middle, last = trainings.previews(one, "anna")
     assert (first["step"], middle["step"], last["step"]) == (0, 4, 8)
     assert [p["kind"] for p in last["pictures"]] == ["subject", "class", "class"]
-    assert first["identifier"] == "sks" and [piece for piece, _ in first["tokens"]] == ["sks"] and first["tokens"][0][1] > 0
     assert all(Image.open(p["path"]).size == (64, 64) for p in last["pictures"])
     assert last["photos"]["measure"] is None and last["likeness"] is None, "no embedder for a toy model"
     assert len(last["photos"]["spread"]) == 4 and last["distance"] > 0

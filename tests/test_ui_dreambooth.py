@@ -208,12 +208,29 @@ STATES = {
     Status("x", "training", 0, 9): "the first of 9",
     Status("x", "training", 4, 9, 30.0, 2.04): "Step 4 of 9 · 2.0 steps a second · 30 s left",
     Status("x", "training", 4, 9, 300.0, 0.5): "5 min left",
+    Status("x", "training", 4, 9, 300.0, 0.033): "0.033 steps a second",
     Status("x", "paused", 4, 9): "Paused after step 4",
     Status("x", "done", 9, 9): "Done: 9 steps.",
     Status("x", "stopped", 4, 9): "Stopped after step 4",
     Status(
         "x", "interrupted", 4, 9, message="The training was interrupted; what was saved last is good: go on from there."
     ): "good",
+    Status(
+        "x",
+        "failed",
+        4,
+        9,
+        message="The device ran out of memory; what was saved last is good: go on from there when more is free, or use its settings "
+        "with a smaller batch or gradient checkpointing.",
+    ): "smaller batch",
+    Status(
+        "x",
+        "diverged",
+        4,
+        9,
+        message="The loss was not finite at step 5, with a learning rate of 1.0e+00; what was saved before is good: use its settings "
+        "with a lower rate.",
+    ): "Diverged after step 4",
     Status(
         "x", "failed", 4, 9, message="The disk is full; what was saved last is good: go on from there when there is room again."
     ): "full",
@@ -231,7 +248,7 @@ def test_what_can_be_done_fits_the_state():
     may = {state: dreambooth.may(Status("x", state)) for state in ("waiting", "preparing", "training", *lane.ENDED)}
     assert may["training"] == may["preparing"] == ["pause", "stop"] and may["waiting"] == ["stop"]
     assert may["paused"] == may["stopped"] == may["interrupted"] == may["failed"] == ["go_on", "again", "forget"]
-    assert may["done"] == ["again", "forget"]
+    assert may["done"] == may["diverged"] == ["again", "forget"], "going on would make the same bits"
 
 
 def facts(step, likeness, distance) -> dict:

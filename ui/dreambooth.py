@@ -281,27 +281,26 @@ def said_of(status: Status, language: str) -> str:
     elif status.state == "preparing" and status.to_make:
         key = "preparing_class"
     values = {"step": status.step, "count": status.count, "ahead": status.ahead, "made": status.made, "to_make": status.to_make}
-    said = say(
-        language, f"dreambooth_{key}", rate=f"{status.rate or 0:.1f}", left=left_of(status.seconds_left, language), **values
-    )
+    rate = status.rate or 0
+    speed = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+    said = say(language, f"dreambooth_{key}", rate=speed, left=left_of(status.seconds_left, language), **values)
     return f"{said} {texts.sentence(language, status.message)}" if status.message else said
 
 
 def may(status: Status) -> list[str]:
     """What can be done with a training now."""
     if status.state in ENDED:
-        return [*([] if status.state == "done" else ["go_on"]), "again", "forget"]
+        return [*([] if status.state in ("done", "diverged") else ["go_on"]), "again", "forget"]
     return ["stop"] if status.state == "waiting" else ["pause", "stop"]
 
 
 def best_of(previews: list[dict], checkpoints: list[int]) -> int | None:
-    """The step to use: of those that copy no picture, the one most like the subject. None where nothing was measured."""
+    """The step to use: of those that copy no picture, the one most like the subject. None where nothing was measured, or all copy."""
 
     def copies(facts: dict) -> bool:
         return min(p["distance"] for p in facts["pictures"] if p["kind"] == "subject") < min(facts["photos"]["spread"]) / 2
 
-    measured = [f for f in previews if f["step"] in checkpoints and f["likeness"] is not None]
-    free = [f for f in measured if not copies(f)] or measured
+    free = [f for f in previews if f["step"] in checkpoints and f["likeness"] is not None and not copies(f)]
     return max(free, key=lambda f: f["likeness"])["step"] if free else None
 
 

@@ -912,6 +912,7 @@ EN = {
     "dreambooth_done": "Done: {count} steps.",
     "dreambooth_stopped": "Stopped after step {step} of {count}.",
     "dreambooth_failed": "Ended at step {step} of {count}.",
+    "dreambooth_diverged": "Diverged after step {step} of {count}.",
     "dreambooth_interrupted": "Interrupted after step {step} of {count}; it can go on from its last checkpoint.",
     "dreambooth_seconds": "{n} s",
     "dreambooth_minutes": "{n} min",
@@ -1911,6 +1912,7 @@ JA = {
     "dreambooth_done": "終わりました：{count} ステップ。",
     "dreambooth_stopped": "ステップ {step} / {count} で停止しました。",
     "dreambooth_failed": "ステップ {step} / {count} で終わりました。",
+    "dreambooth_diverged": "ステップ {step} / {count} の後、発散しました。",
     "dreambooth_interrupted": "ステップ {step} / {count} で中断しました。最後のチェックポイントから続けられます。",
     "dreambooth_seconds": "{n} 秒",
     "dreambooth_minutes": "{n} 分",
@@ -2095,6 +2097,10 @@ REFUSALS = [
     (r"This training is done; start another from its pictures\.", "この学習は終わっています。画像から新しく始めてください。"),
     (r"This training is going on already\.", "この学習はすでに動いています。"),
     (
+        r"This training diverged, and would again; use its settings with a lower rate\.",
+        "この学習は発散し、続けてもまた発散します。「この設定を使う」で学習率を下げて始めてください。",
+    ),
+    (
         r"Training needs Linux or macOS; on Windows, start the app in WSL\.",
         "学習には Linux か macOS が必要です。Windows では WSL の中でアプリを起動してください。",
     ),
@@ -2236,22 +2242,27 @@ REFUSALS = [
         "モデルに {0} というモジュールはありません。LoRA には別のものを選んでください。",
     ),
     (
-        r"The loss was not finite at step (\d+), with a learning rate of (\S+); what was saved before is good: go on with a lower rate\.",
-        "ステップ {0}（学習率 {1}）で損失が有限の数でなくなりました。それまでに保存したものは無事です。学習率を下げて続けてください。",
+        r"The loss was not finite at step (\d+), with a learning rate of (\S+); what was saved before is good: "
+        r"use its settings with a lower rate\.",
+        "ステップ {0}（学習率 {1}）で損失が有限の数でなくなりました。それまでに保存したものは無事です。「この設定を使う」で学習率を下げて"
+        "始めてください。",
     ),
     (
         r"The loss rose to (\S+), over (\d+) times its best of (\S+), at step (\d+) with a learning rate of (\S+); "
-        r"what was saved before is good: go on with a lower rate\.",
-        "ステップ {3}（学習率 {4}）で損失が {0} まで上がり、最良の {2} の {1} 倍を超えました。それまでに保存したものは無事です。学習率を下げて"
-        "続けてください。",
+        r"what was saved before is good: use its settings with a lower rate\.",
+        "ステップ {3}（学習率 {4}）で損失が {0} まで上がり、最良の {2} の {1} 倍を超えました。それまでに保存したものは無事です。"
+        "「この設定を使う」で学習率を下げて始めてください。",
     ),
     (
-        r"The weights are not finite after step (\d+); what was saved before is good: go on with a lower rate\.",
-        "ステップ {0} の後、重みが有限の数でなくなりました。それまでに保存したものは無事です。学習率を下げて続けてください。",
+        r"The weights are not finite after step (\d+); what was saved before is good: use its settings with a lower rate\.",
+        "ステップ {0} の後、重みが有限の数でなくなりました。それまでに保存したものは無事です。「この設定を使う」で学習率を下げて"
+        "始めてください。",
     ),
     (
-        r"The device ran out of memory; what was saved last is good: go on from there with a smaller batch or gradient checkpointing\.",
-        "デバイスのメモリーが足りなくなりました。最後に保存したものは無事です。バッチを小さくするか、勾配チェックポイントを使ってください。",
+        r"The device ran out of memory; what was saved last is good: go on from there when more is free, or use its settings with "
+        r"a smaller batch or gradient checkpointing\.",
+        "デバイスのメモリーが足りなくなりました。最後に保存したものは無事です。空きが増えたら続けるか、「この設定を使う」でバッチを小さくするか"
+        "勾配チェックポイントを使ってください。",
     ),
     (
         r"The disk is full; what was saved last is good: go on from there when there is room again\.",
