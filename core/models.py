@@ -49,7 +49,7 @@ class StableDiffusion:
 
     name: str  # as the catalogue or the caller named it
     source: str  # what was really loaded: repository or folder
-    revision: str  # commit of the repository, or sha256 of the manifest
+    revision: str  # commit of the repository, or of a folder what check_manifest says
     licence: str
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -101,12 +101,15 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 
 def check_manifest(folder: Path) -> str:
     """Holds every weights file against manifest.json's sha256, where there is one, and names the whole by the manifest's own hash.
+    Without one it goes by names, sizes and times: to read gigabytes at each start would take long.
 
     safetensors has no checksum: flipped bits load without a word. Raises ValueError that names the damaged or missing file.
     """
     manifest = folder / "manifest.json"
     if not manifest.exists():
-        return "no manifest"
+        files = [(str(path.relative_to(folder)), path.stat()) for path in sorted(folder.glob("*/*.safetensors"))]
+        facts = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
+        return hashlib.sha256(facts.encode()).hexdigest()[:12]
     text = manifest.read_bytes()
     for name, digest in json.loads(text)["sha256"].items():
         path = folder / name

@@ -7,9 +7,8 @@ HOME/<id>/settings.json      recipe, model's source, revision and licence, theme
           checkpoints/       core/checkpoints.py
           status.json        state, step, count, seconds_left, rate, message
           pause, stop        wishes, which the trainer sees after its next step
-          chosen.json        the checkpoints that stand in its owner's model menu
           log.txt            what the processes said
-          chosen.json        checkpoints that stand among their owner's models
+          chosen.json        the checkpoints that stand in its owner's model menu
           exports/           what was taken home
           *.lock, reserve    who is at it (core/lane.py), and room for a last word on a full disk
 HOME/class/<model and class>/  class pictures, for everyone's trainings
@@ -307,11 +306,17 @@ class Trainings:
 
     def _check_turn(self, owner: str | None) -> None:
         """Raises ValueError if this owner, by its hash, trains already, or too many wait."""
-        running = [one for one in self._folders() if self.status(one.name, None).state not in lane.ENDED]
+        running = [one for one in self._folders() if self._going(one)]
         if any(lane.read(one / "settings.json").get("owner") == owner for one in running):
             raise ValueError("You have a training going on already; stop it, or let it finish.")
         if len(running) > WAITING:
             raise ValueError(f"{WAITING} trainings are waiting; try again later.")
+
+    def _going(self, folder: Path) -> bool:
+        try:
+            return self.status(folder.name, None).state not in lane.ENDED
+        except ValueError:  # deleted just now, or never written whole: nobody else shall wait for it
+            return False
 
     def _folders(self) -> list[Path]:
         return [path.parent for path in self.home.glob("*/settings.json")]

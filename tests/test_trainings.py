@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -255,6 +256,19 @@ def test_a_model_that_is_another_now_is_refused(recipe, tmp_path):
     assert "not the one that this training began with" in trainings.status(one, "a").message
 
 
+def test_a_folder_that_was_trained_further_is_another_model(recipe, model, tmp_path):
+    folder = tmp_path / "toy"
+    shutil.copytree(model, folder)
+    before = models.load(str(folder), device="cpu")
+    trainings = Unlaunched(tmp_path / "home")
+    one = trainings.start(replace(recipe, model=str(folder)), pictures(), "a")
+    before.unet.save_pretrained(folder / "unet")  # the same shapes
+    run_here(trainings.home / one)
+    assert "not the one that this training began with" in trainings.status(one, "a").message
+    now = models.load(str(folder), device="cpu")
+    assert previews.class_name(now, recipe) != previews.class_name(before, recipe), "it draws its class pictures itself"
+
+
 def test_a_trainer_whose_starter_died_is_interrupted(recipe, tmp_path, monkeypatch):
     trainings = Unlaunched(tmp_path / "home")
     one = trainings.start(recipe, pictures(), "a")
@@ -388,6 +402,17 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(recipe, tm
     with pytest.raises(ValueError, match=r"takes \d+ MB of disk, and 1 MB are free"):
         trainings.start(recipe, pictures(), "a")
     assert not trainings.home.exists()
+
+
+def test_a_training_that_cannot_be_read_stops_nobody(recipe, tmp_path):
+    trainings = Unlaunched(tmp_path / "home")
+    half = trainings.home / ("0" * 32)
+    half.mkdir(parents=True)
+    (half / "settings.json").write_text("")  # the current went off
+    one = trainings.start(recipe, pictures(), "a")
+    lane.tell(trainings.home / one, "paused")
+    trainings.go_on(one, "a")
+    assert trainings.status(one, "a").state == "waiting"
 
 
 def test_only_so_many_wait(recipe, tmp_path, monkeypatch):
