@@ -184,6 +184,11 @@ def variant_of(part: Path) -> str | None:
     return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
+def is_embedded(source: str) -> bool:
+    """Whether what was found is of our own family."""
+    return source in {entry.candidates[0][0] for entry in CATALOG.values() if entry.embedded}
+
+
 def resolve(name: str, fetch: bool = True) -> Found:
     """Finds a checkpoint: a catalogue name, a local folder, or a Hub id "owner/name". What is on disk is used without asking the Hub;
     without `fetch` the Hub is not asked at all.

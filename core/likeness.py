@@ -31,7 +31,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 def embedder_for(sd: StableDiffusion) -> tuple[Embedder, str] | None:
     """What embeds this model's pictures, and its name: the judge for our own family, CLIP's image encoder for others where it is on this
     machine (nothing is fetched), None where it is not."""
-    if sd.source in {entry.candidates[0][0] for entry in catalog.CATALOG.values() if entry.embedded}:
+    if catalog.is_embedded(sd.source):
         judge = load_judge(device=sd.device)
         return torch.no_grad()(lambda pictures: F.normalize(judge(pictures.to(sd.device)).features, dim=1)), "judge"
     try:

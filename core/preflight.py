@@ -144,14 +144,10 @@ def sharpness(picture: Tensor) -> float:
 def recommended_steps(sd: StableDiffusion, recipe: Recipe, pictures: int) -> int:
     """For our own family, what was tuned. For others as in diffusers' README: 100 looks at each picture by LoRA and 80 by full training,
     twice that with class pictures, but 300 to 2000 looks in all."""
-    if embedded(sd):
+    if catalog.is_embedded(sd.source):
         return PRESETS["embedded"].steps
     looks = (100 if recipe.method == "lora" else 80) * pictures * (2 if recipe.prior else 1)
     return max(1, int(np.clip(looks, 300, 2000)) // (recipe.batch * recipe.accumulation))
-
-
-def embedded(sd: StableDiffusion) -> bool:
-    return sd.source in {entry.candidates[0][0] for entry in catalog.CATALOG.values() if entry.embedded}
 
 
 # --- memory, time, disk ---------------------------------------------------------------------------------------------------------------

@@ -124,11 +124,15 @@ class Watch:
 
     def looked(self, now: StableDiffusion, maps: list) -> Tensor | None:
         """Where the first picture looked for the rare word, (h, w)."""
-        wanted = self.recipe.identifier.split()
-        words = text.tokenize(now, self.recipe.shown[0]).words
-        places = tuple(at for word, positions in words if word.strip() in wanted for at in positions)
+        places = places_of(now, self.recipe.identifier, self.recipe.shown[0])
         size = now.size // now.factor
         return attention.heat_map(maps, places, size=(size, size)) if places else None
+
+
+def places_of(sd: StableDiffusion, name: str, prompt: str) -> tuple[int, ...]:
+    """Which of a prompt's 77 positions say a name (recipe.name_in)."""
+    wanted = {word.strip().lower() for word, _ in text.tokenize(sd, name).words}
+    return tuple(at for word, places in text.tokenize(sd, prompt).words if word.strip().lower() in wanted for at in places)
 
 
 # --- pictures in and out --------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What a DreamBooth training is asked to do: every setting, and the four recipes that the tab offers."""
 
+import string
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -122,14 +123,20 @@ class Recipe:
 
     @property
     def identifier(self) -> str:
-        """The rare word: what the instance prompt says and the class prompt does not. "" if there is nothing."""
-        usual = set(self.class_prompt.split())
-        return " ".join(word for word in self.instance_prompt.split() if word not in usual)
+        """The rare word, see name_in."""
+        return name_in(self.instance_prompt, self.class_prompt)
 
     @property
     def shown(self) -> tuple[str, ...]:
         """The prompts of the subject's previews."""
         return self.prompts or (self.instance_prompt,)
+
+
+def name_in(instance_prompt: str, class_prompt: str) -> str:
+    """The words that the instance prompt says and the class prompt does not, capitals and punctuation apart. "" if there are none."""
+    said, usual = ([word.strip(string.punctuation) for word in prompt.split()] for prompt in (instance_prompt, class_prompt))
+    known = {"", *map(str.lower, usual)}
+    return " ".join(dict.fromkeys(word for word in said if word.lower() not in known))
 
 
 _SKS: dict[str, Any] = {"instance_prompt": "a photo of sks dog", "class_prompt": "a photo of dog"}

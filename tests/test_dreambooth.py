@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
 
-from core import checkpoints, dreambooth, latents, likeness, models, preflight, previews
+from core import attention, checkpoints, dreambooth, latents, likeness, models, preflight, previews
 from core.dreambooth import Diverged, Learner, moments, random_of, train
 from core.recipe import PRESETS, Recipe
 from core.sampling import Request, denoise
@@ -110,6 +110,18 @@ def test_the_rare_word_is_what_the_class_prompt_does_not_say():
     assert RECIPE.identifier == "sks"
     assert replace(RECIPE, instance_prompt="a photo of zwx qrt dog").identifier == "photo of zwx qrt"
     assert replace(RECIPE, instance_prompt="a dog").identifier == ""
+    assert replace(RECIPE, instance_prompt="A dog, sks.").identifier == "sks", "neither capitals nor punctuation make a name"
+
+
+@pytest.mark.parametrize("prompt", ["A Sks dog", "a dog, sks", "a sks's dog", "a dog called sks7", "a my-sks dog"])
+def test_the_rare_word_is_found_among_the_tokens_however_it_is_written(toy, prompt):
+    recipe = replace(RECIPE, instance_prompt=prompt, class_prompt="a dog called")
+    places = previews.places_of(toy, recipe.identifier, prompt)
+    said = "".join(toy.tokenizer.decode([token]) for token in toy.tokenizer(prompt).input_ids[places[0] : places[-1] + 1])
+    assert "sks" in said and "dog" not in said, said
+    watch = previews.Watch(toy, recipe, [])
+    _, maps = previews.drawn(toy, watch.asked[:1], attention.Record())
+    assert watch.looked(toy, maps) is not None
 
 
 # --- the loss -------------------------------------------------------------------------------------------------------------------------

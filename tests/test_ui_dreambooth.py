@@ -2,15 +2,18 @@
 
 import json
 import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from core import images, lane, models, trainer
+from core import catalog, images, lane, models, trainer
+from core import engine as engine_module
 from core.engine import LocalEngine
 from core.preflight import preflight, savings
 from core.previews import GUIDANCE
@@ -121,6 +124,8 @@ def test_the_name_is_what_the_class_prompt_has_not(emoji):
         and all(f"<small>{one}</small>" in shown for one in ids)
     )
     assert "id 48136" in dreambooth.name_html(emoji, "a sks dog", "a dog", "en")
+    assert "The name is Sks:" in dreambooth.name_html(emoji, "A Sks dog!", "a dog", "en"), "as the recorder and the card call it"
+    assert "The name is ccorgi:" in shown
     assert "put a name before the class" in dreambooth.name_html(emoji, "a dog", "a dog", "en")
 
 
@@ -178,6 +183,12 @@ def test_a_model_that_needs_more_than_words_is_not_taught(emoji):
         dreambooth.teachable(engine, "emoji-inpaint")
     assert "教えられません" in texts.sentence("ja", error.value)
     engine.close()
+
+
+def test_a_model_that_is_here_is_not_missing_whatever_the_app_calls_it(trainings, tmp_path):
+    here = Trainings(tmp_path, {"mine": str(catalog.MODELS / "emoji")})
+    assert [dreambooth.missing(here, model, "en") for model in ("mine", "emoji")] == ["", ""]
+    assert "There is no model &#x27;mine&#x27;" in dreambooth.missing(trainings, "mine", "en")
 
 
 def test_preflight_is_told_with_what_can_be_changed(toy, tmp_path):

@@ -25,9 +25,9 @@ from core.catalog import CATALOG
 from core.engine import LocalEngine
 from core.lane import ENDED
 from core.models import StableDiffusion
-from core.preflight import Preflight, embedded, preflight, sorted_out
-from core.previews import GUIDANCE
-from core.recipe import METHODS, PRECISIONS, PRESETS, SCHEDULES, Recipe
+from core.preflight import Preflight, preflight, size, sorted_out
+from core.previews import GUIDANCE, places_of
+from core.recipe import METHODS, PRECISIONS, PRESETS, SCHEDULES, Recipe, name_in
 from core.sampling import Request
 from core.subjects import SAMPLES
 from core.text import Token, tokenize
@@ -132,10 +132,8 @@ def sample_uri(slug: str) -> str:
 
 def named(sd: StableDiffusion, instance: str, class_prompt: str) -> list[Token]:
     """The tokens of the name: those words of the pictures' prompt that the class prompt has not."""
-    known = {word.strip().lower() for word, _ in tokenize(sd, class_prompt).words}
-    found = tokenize(sd, instance)
-    new = {position for word, positions in found.words if word.strip().lower() not in known for position in positions}
-    return [token for token in found.tokens if token.position in new]
+    places = places_of(sd, name_in(instance, class_prompt), instance)
+    return [token for token in tokenize(sd, instance).tokens if token.position in places]
 
 
 def name_html(sd: StableDiffusion, instance: str, class_prompt: str, language: str) -> str:
@@ -156,7 +154,7 @@ def name_html(sd: StableDiffusion, instance: str, class_prompt: str, language: s
         for token in whole.tokens
         if token.kind == "text"
     )
-    name = html.escape(common.short(" ".join(dict.fromkeys(token.piece.strip() for token in tokens))))
+    name = html.escape(common.short(name_in(instance, class_prompt)))
     cut = f'<p class="cut"><b>{say(language, "tokens_cut")}</b> <s>{html.escape(whole.cut)}</s></p>' if whole.cut else ""
     count = f'<p class="count">{say(language, "dreambooth_token_is", name=name, ids=what)}</p>'
     return f'<div class="tokens">{count}<ol>{pieces}</ol>{cut}</div>'
@@ -210,6 +208,15 @@ def teachable(engine: LocalEngine, model: str) -> None:
         raise ValueError(f"DreamBooth does not teach the model {model}; choose one of {', '.join(names)}.")
 
 
+def missing(trainings: Trainings, model: str, language: str) -> str:
+    """What keeps a model from being taught here, if anything does."""
+    try:
+        catalog.resolve(trainings.places.get(model, model), fetch=False)
+    except ValueError as error:
+        return f'<p class="cut">{html.escape(texts.sentence(language, error))}</p>'
+    return ""
+
+
 def square(image: Image.Image) -> Image.Image:
     """The middle square of a picture, all that training sees of it."""
     side = min(*image.size, KEPT)
@@ -254,10 +261,6 @@ def checked_html(found: Preflight, recipe: Recipe, language: str) -> str:
 def change_button(changes: dict, words: str) -> str:
     """A button that changes settings: `change` reads what it carries."""
     return f' <button type="button" data-act="change" data-job="{html.escape(json.dumps(changes), quote=True)}">{words}</button>'
-
-
-def size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 # --- what the flight recorder shows -----------------------------------------------------------------------------------------------------
@@ -581,24 +584,16 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         mine = trainings.mine(common.owner_of(stored))
         sd = ready(values[list(fields).index("model")])
         going = mine and trainings.status(mine[0], None).state not in ENDED
-        if sd and embedded(sd) and not engine.busy() and not going:
+        if sd and catalog.is_embedded(sd.source) and not engine.busy() and not going:
             yield from look_ahead(stored, now, request, *values)
         else:
-            yield {checked: missing(values[list(fields).index("model")], common.language(request))}
-
-    def missing(model: str, language: str) -> str:
-        """What keeps a model from being taught here, if anything does."""
-        try:
-            catalog.resolve(model, fetch=False)
-        except ValueError as error:
-            return f'<p class="cut">{html.escape(texts.sentence(language, error))}</p>'
-        return ""
+            yield {checked: missing(trainings, values[list(fields).index("model")], common.language(request))}
 
     def change(event: gr.EventData) -> dict:
         """Settings that preflight proposes."""
         try:
             proposed = json.loads(common.event_value(event, "job"))
-            return {fields[name]: value for name, value in proposed.items() if name in fields} or {checked: gr.skip()}
+            return {fields[name]: value for name, value in proposed.items() if name in fields} | {checked: ""}
         except (ValueError, AttributeError):
             return {checked: gr.skip()}
 
