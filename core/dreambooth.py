@@ -182,8 +182,7 @@ class Learner:
             self.unet.enable_gradient_checkpointing()
             if self.encoder is not None:
                 self.encoder.gradient_checkpointing_enable()
-        parts = {"unet": self.unet, **({"text_encoder": self.encoder} if self.encoder is not None else {})}
-        self.trained = {key_of(part, n): p for part, m in parts.items() for n, p in m.named_parameters() if p.requires_grad}
+        self.trained = {key_of(part, n): p for part, m in self.parts.items() for n, p in m.named_parameters() if p.requires_grad}
 
         self.optimizer = optimizer(recipe, list(self.trained.values()), self.device)
         self.schedule = get_scheduler(

@@ -18,6 +18,7 @@ from core import attention, images, latents, likeness, models, text
 from core.models import StableDiffusion
 from core.recipe import MAX_PROMPTS, Recipe
 from core.sampling import Request, denoise_many
+from core.trace import to_uint8
 
 CLASS_SEED = 2**31  # of the first class picture: none that a preview draws
 GUIDANCE = 4.0  # of class pictures and previews: at 7.5, drawn, learned and drawn again, the class came back garish
@@ -162,7 +163,7 @@ def class_name(sd: StableDiffusion, recipe: Recipe) -> str:
 
 def image_of(picture: Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1] -> RGB."""
-    return Image.fromarray(((picture / 2 + 0.5).clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy())
+    return Image.fromarray(to_uint8(picture).movedim(0, -1).cpu().numpy())
 
 
 def drawn(sd: StableDiffusion, asked: list[Request], record: attention.Record | None = None) -> tuple[Tensor, list]:

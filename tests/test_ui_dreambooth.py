@@ -275,7 +275,7 @@ def test_the_best_step_is_like_the_subject_and_copies_nothing():
     previews = [facts(0, 0.5, 60), facts(50, 0.8, 40), facts(100, 0.7, 45), facts(150, 0.9, 20)]
     assert dreambooth.best_of(previews, [50, 100, 150]) == 50, "150 copies a picture, 0 is no checkpoint"
     assert dreambooth.best_of(previews, [100, 150]) == 100
-    assert dreambooth.best_of(previews, [150]) == 150, "all copy, so the most alike"
+    assert dreambooth.best_of(previews, [150]) is None, "the page calls the best one that copies nothing"
     assert dreambooth.best_of([facts(50, None, 40)], [50]) is None and dreambooth.best_of([], []) is None
 
 
@@ -324,10 +324,79 @@ def test_somebody_elses_training_is_not_there(trainings, one):
             dreambooth.flight(trainings, owner, Known(training), "en")
 
 
+def test_a_training_that_is_deleted_meanwhile_is_left_off_the_menu(trainings, one, monkeypatch):
+    monkeypatch.setattr(trainings, "mine", lambda owner: [one, "0" * 32])
+    assert [found for found, _ in dreambooth.menu_of(trainings, OWNER)] == [one]
+
+
 def test_a_program_is_told_by_the_id_alone(trainings, one):
     said = dreambooth.status_of(trainings, one)
     assert (said["state"], said["step"], said["count"], said["checkpoints"], said["best"]) == ("done", 2, 2, [1, 2], 2)
     assert said["loss"] == trainings.steps(one, OWNER)[-1]["loss"] and said["preview"]["step"] == 2 and json.dumps(said)
+
+
+# --- the tab's events, without a server -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tab(engine, trainings):
+    """The tab's events by their functions' names: each gives the new values by the controls' ids."""
+    with gr.Blocks() as demo:
+        states, menu, owner = [gr.State() for _ in range(5)], gr.Dropdown(), gr.BrowserState()
+        with gr.Tabs() as tabs, gr.Tab() as place:
+            shared = common.Shared(engine, "emoji", menu, owner, None, *states[:4], tabs, trainings, states[4])
+            dreambooth.build(shared, place)
+    events = {event.fn.__name__: event.fn for event in demo.fns.values() if event.fn}
+
+    def call(name: str, *values) -> dict:
+        made = events[name](*values)
+        made = made if isinstance(made, dict) else [*made][-1]
+        return {getattr(control, "elem_id", None) or "chosen": value for control, value in made.items()}
+
+    return call
+
+
+VISIT = gr.Request(headers={})
+WORDS_OF = {name: f"dreambooth-{name.removesuffix('_prompt')}" for name in dreambooth.TAUGHT}
+
+
+def told(**values) -> gr.EventData:
+    return gr.EventData(None, values)
+
+
+def test_a_preset_leaves_what_a_person_has_typed(tab):
+    typed = dreambooth.typed_of(dreambooth.worded(PRESETS["embedded"], "cat"))
+    made = tab("take_preset", "hackathon", *(typed[name] for name in WORDS_OF))
+    assert made["dreambooth-instance"] == "a photo of sks cat" and made["dreambooth-prompts"] == "", "nobody has typed anything"
+    assert made["dreambooth-steps"] == 400 and made["dreambooth-checked"] == "" and "dreambooth-model" not in made
+    for name in WORDS_OF:
+        words = typed | {name: "zwx teapot"}
+        made = tab("take_preset", "hackathon", *(words[name] for name in WORDS_OF))
+        assert made["dreambooth-steps"] == 400 and not made.keys() & set(WORDS_OF.values())
+
+
+def test_a_change_takes_the_estimate_away(tab):
+    made = tab("change", told(job=json.dumps({"steps": 300, "else": 1})))
+    assert made == {"dreambooth-steps": 300, "dreambooth-checked": ""}
+
+
+def test_settings_of_a_training_fill_the_controls(tab, engine, one, monkeypatch):
+    made = tab("act", OWNER, told(act="again", id=one), VISIT)
+    assert made["dreambooth-instance"] == "a sks dog" and made["dreambooth-rank"] == 2 and made["dreambooth-model"] == "emoji"
+    assert made["dreambooth-checked"] == "" and len(made["chosen"][0]) == 3
+    monkeypatch.setattr(engine, "for_role", lambda *_: ["another"])
+    with pytest.warns(UserWarning, match="DreamBooth does not teach the model emoji; choose one of another"):
+        made = tab("act", OWNER, told(act="again", id=one), VISIT)
+    assert made["dreambooth-rank"] == 2 and "dreambooth-model" not in made, "Gradio would refuse what the menu has not"
+
+
+def test_pictures_that_are_gone_are_left_out(tab, tmp_path):
+    paths = tuple(shutil.copy(file, tmp_path) for file in SAMPLES["taxi"].files[:3])
+    assert tab("arrive", (paths, ""), "emoji", VISIT)["chosen"] == (paths, "")
+    Path(paths[1]).unlink()
+    with pytest.warns(UserWarning, match="no longer on this machine are left out: 1"):
+        made = tab("arrive", (paths, ""), "emoji", VISIT)
+    assert made["chosen"] == ((paths[0], paths[2]), "") and "2 pictures, cropped" in made["dreambooth-crops"]
 
 
 # --- the model menus ------------------------------------------------------------------------------------------------------------
@@ -352,6 +421,19 @@ def test_what_was_trained_stands_in_its_owners_menu_alone(engine, trainings, one
         assert [n for _, n in trained.choices(again, trainings, ["base"], OWNER, "en")][1:] == names(OWNER)[1:]
     finally:
         again.close()
+
+
+def test_of_too_many_the_newest_stand_in_the_menu_and_stay_loaded(emoji, trainings, one, monkeypatch):
+    for module in (engine_module, trained):
+        monkeypatch.setattr(module, "OFFERED_PER_OWNER", 1)
+    trainings.choose(one, OWNER, 1, 0.5)  # beside the last checkpoint
+    engine = LocalEngine(lambda name: emoji, ("emoji",))
+    try:
+        ((_, name),) = trained.choices(engine, trainings, ["base"], OWNER, "en")[1:]
+        sd = engine.model(name)
+        assert trained.choices(engine, trainings, ["base"], OWNER, "en")[1:][0][1] == name and engine.loaded(name) is sd
+    finally:
+        engine.close()
 
 
 def test_its_preview_and_its_picture_are_the_same(engine, emoji, trainings, one):

@@ -9,6 +9,7 @@ import html
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -174,6 +175,15 @@ def worded(recipe: Recipe, kind: str) -> Recipe:
     return replace(
         recipe, instance_prompt=other(recipe.instance_prompt), class_prompt=other(recipe.class_prompt), prompts=prompts
     )
+
+
+TAUGHT = ("instance_prompt", "class_prompt", "prompts")
+
+
+def of_a_preset(words: Sequence[str], kind: str) -> bool:
+    """Whether these are a preset's own words for a class, and no person's. words: what stands in the fields of TAUGHT."""
+    presets = (typed_of(worded(preset, kind)) for preset in PRESETS.values())
+    return tuple(words) in [tuple(preset[name] for name in TAUGHT) for preset in presets]
 
 
 def recipe_of(values: dict) -> Recipe:
@@ -427,8 +437,9 @@ def menu_of(trainings: Trainings, owner: str) -> list[tuple[str, str]]:
     """This person's trainings, newest first: (id, a line)."""
     found = []
     for one in trainings.mine(owner):
-        settings = trainings.settings(one, owner)
-        found.append((one, f"{name_of(settings)} · {time.strftime('%m-%d %H:%M', time.localtime(settings['created']))}"))
+        with suppress(ValueError):  # deleted meanwhile
+            settings = trainings.settings(one, owner)
+            found.append((one, f"{name_of(settings)} · {time.strftime('%m-%d %H:%M', time.localtime(settings['created']))}"))
     return found
 
 
@@ -518,12 +529,16 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     # --- what is taught ---
 
     def shown(now: tuple, model: str, language: str) -> dict:
-        (paths, slug), sd, remarks = now, ready(model), {}
+        (known, slug), sd, remarks = now, ready(model), {}
+        paths = tuple(path for path in known if Path(path).exists())  # uploads go after an hour, a training's when it is deleted
+        if gone := len(known) - len(paths):
+            gr.Warning(say(language, "dreambooth_gone", count=gone), title="")
         if sd:
             _, refused, warned = sorted_out(sd, paths)
             for k, why in [*refused, *warned]:
                 remarks.setdefault(k, []).append(why)
-        return {chosen: now, crops: photos_html(paths, sd.size if sd else 512, language, remarks), samples: samples_html(slug)}
+        crop = photos_html(paths, sd.size if sd else 512, language, remarks)
+        return {chosen: (paths, slug), crops: crop, samples: samples_html(slug)}
 
     def arrive(now: tuple, model: str, request: gr.Request) -> dict:
         return shown(now, model, common.language(request))
@@ -553,13 +568,16 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         filled = {fields[name]: words[name] for name in ("instance_prompt", "class_prompt", "prompts")}
         return filled | shown((tuple(map(str, one.files)), one.slug), model, common.language(request))
 
-    def take_preset(named: str, class_words: str) -> dict:
-        """A preset's settings; what is taught stays."""
-        kind = class_words.split()[-1] if class_words.split() else PRESETS[named].class_prompt.split()[-1]
-        values = typed_of(worded(PRESETS[named], kind))
-        if values["model"] not in engine.for_role("base"):
-            del values["model"]
-        return {fields[name]: value for name, value in values.items() if name in fields}
+    def filled(recipe: Recipe, *left: str) -> dict:
+        """The controls for a recipe, but for those that are left as they are and a model that is not here; the estimate was for others."""
+        left = left if recipe.model in engine.for_role("base") else (*left, "model")
+        values = typed_of(recipe).items()
+        return {fields[name]: value for name, value in values if name in fields and name not in left} | {checked: ""}
+
+    def take_preset(named: str, *words: str) -> dict:
+        """A preset's settings; what is taught stays, and so do words that a person has chosen."""
+        kind = (words[1].split() or PRESETS[named].class_prompt.split())[-1]
+        return filled(worded(PRESETS[named], kind), *(() if of_a_preset(words, kind) else TAUGHT))
 
     def tell_name(model: str, instance: str, class_prompt: str, request: gr.Request) -> str:
         try:
@@ -670,10 +688,13 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         """The controls as they were for a training, its pictures too."""
         settings, photos = trainings.settings(one, owner), tuple(map(str, trainings.photos(one, owner)))
         slug = next((s.slug for s in SAMPLES.values() if s.name == settings["subject"]), "")
-        values = typed_of(Recipe.of(settings["recipe"]))
+        wanted = Recipe.of(settings["recipe"])
         gr.Info(say(language, "dreambooth_refilled"), title="", duration=4)
-        filled = {fields[name]: value for name, value in values.items() if name in fields}
-        return filled | {theme: settings["theme"]} | shown((photos, slug), values["model"], language)
+        try:
+            teachable(engine, wanted.model)
+        except ValueError as error:  # the app was started anew, with other models
+            gr.Warning(html.escape(texts.sentence(language, error)), title="")
+        return filled(wanted) | {theme: settings["theme"]} | shown((photos, slug), wanted.model, language)
 
     def used(owner: str, one: str, step: int, strength: float, language: str) -> dict:
         """A checkpoint among this person's models, and the Prompt tab open with it."""
@@ -700,13 +721,13 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     )
     crops.pick(remove, [chosen, fields["model"]], [*taught, checked], **LOOK)
     sampled = samples.pick(take_sample, [preset, fields["model"]], [*taught, instance, class_prompt, prompts], **LOOK)
-    set_up = preset.input(take_preset, [preset, class_prompt], boxes, **LOOK)
-    for event in (opened, sampled, set_up):
+    set_up = preset.input(take_preset, [preset, *(fields[name] for name in TAUGHT)], [*boxes, checked], **LOOK)
+    changed = checked.pick(change, None, [*boxes, checked], **LOOK)
+    for event in (opened, sampled, set_up, changed):
         event.success(look_ahead_if_free, asked, checked, **WATCH)
     # What was found out before holds no longer. A box of numbers tells of each digit, so this is done by the page alone.
     gr.on([box.input for box in boxes], None, None, checked, js="() => ''", api_visibility="private")
     check.click(look_ahead, asked, checked, **WATCH)
-    checked.pick(change, None, [*boxes, checked], **LOOK)
     words = [fields["model"], instance, class_prompt]
     gr.on([tab.select, *(box.change for box in words)], tell_name, words, name, trigger_mode="always_last", **QUICK)
     start.click(begin, [shared.owner, chosen, theme, *boxes], [shared.owner, view], **LOOK)
@@ -714,7 +735,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     done = view.pick(
         act,
         shared.owner,
-        [view, file, shared.model, shared.wanted, shared.tabs, shared.trained, *taught, theme, *boxes],
+        [view, file, shared.model, shared.wanted, shared.tabs, shared.trained, *taught, theme, *boxes, checked],
         **WATCH,
     )
     done.success(None, file, None, js=SAVE, api_visibility="private")

@@ -6,7 +6,7 @@ from contextlib import suppress
 import gradio as gr
 
 from core import catalog, models
-from core.engine import LocalEngine
+from core.engine import OFFERED_PER_OWNER, LocalEngine
 from core.lane import ENDED
 from core.trainings import Trainings
 from ui import common
@@ -26,17 +26,18 @@ def offer(engine: LocalEngine, trainings: Trainings, owner: str, one: str, step:
 
 
 def offer_all(engine: LocalEngine, trainings: Trainings, owner: str, language: str) -> dict[str, str]:
-    """Everything that this person has trained, offered: name -> its line in a menu. Of a training that has ended, that is its last
-    checkpoint and those that were chosen."""
-    found = {}
+    """What this person has trained, offered: name -> its line in a menu. Of a training that has ended, that is its last checkpoint and
+    those that were chosen; of all trainings, the newest that the engine keeps at once."""
+    all_of, found = [], {}
     for one in reversed(trainings.mine(owner)):
         with suppress(ValueError):  # deleted meanwhile
             settings, kept = trainings.settings(one, owner), trainings.chosen(one, owner)
             if trainings.status(one, owner).state in ENDED and (steps := trainings.checkpoints(one, owner)):
                 kept = [(steps[-1], 1.0), *kept]
-            for step, strength in kept:
-                with suppress(ValueError):  # of a large model, old checkpoints go
-                    found[offer(engine, trainings, owner, one, step, strength)] = title(settings, step, strength, language)
+            all_of += [(one, settings, *chosen) for chosen in dict.fromkeys(kept)]
+    for one, settings, step, strength in all_of[-OFFERED_PER_OWNER:]:
+        with suppress(ValueError):  # of a large model, old checkpoints go
+            found[offer(engine, trainings, owner, one, step, strength)] = title(settings, step, strength, language)
     return found
 
 
