@@ -31,7 +31,7 @@ fix: .venv/.test-ready
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-bench: .venv/.app-ready
+bench: .venv/.test-ready
 	$(PYTHON) scripts/bench.py $(ARGS)
 
 venv: .venv/.test-ready

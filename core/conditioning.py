@@ -91,6 +91,8 @@ class Source:
     def __post_init__(self) -> None:
         if not isinstance(self.picture, Pixels) or len(self.picture.shape) != 3 or self.picture.shape[2] != 3:
             raise ValueError("There is no picture to start from; choose one first.")
+        if self.picture.kind != "uint8":
+            raise ValueError("The picture's numbers are not whole ones from 0 to 255; open it by images.open_picture first.")
         if not isinstance(self.strength, int | float) or isinstance(self.strength, bool) or not 0 < self.strength <= 1:
             raise ValueError(f"The strength is {str(self.strength)[:40]}; it must be a number above 0, up to 1.")
         low, high = (16, 512) if self.KIND == "upscale" else (64, 1024)

@@ -114,10 +114,10 @@ def _check_area(image: Image.Image) -> None:
         )
 
 
-def _check_sides(image: Image.Image) -> None:
+def _check_sides(image: Image.Image, shortest: int = SHORTEST) -> None:
     width, height = image.size
-    if min(width, height) < SHORTEST:
-        raise ValueError(f"The picture has {width} x {height} pixels; each side needs at least {SHORTEST}.")
+    if min(width, height) < shortest:
+        raise ValueError(f"The picture has {width} x {height} pixels; each side needs at least {shortest}.")
     if max(width, height) > ASPECT * min(width, height):
         raise ValueError(
             f"The picture has {width} x {height} pixels; its long side may be at most {ASPECT} times its short side."
@@ -132,10 +132,10 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _decoded(source: Source) -> tuple[Image.Image, list[str]]:
+def _decoded(source: Source, shortest: int = SHORTEST) -> tuple[Image.Image, list[str]]:
     """The picture upright, RGB or RGBA, of 8 bits a value, and what was done for that. Raises ValueError."""
     image = _open(source)
-    _check_sides(image)
+    _check_sides(image, shortest)
     notices = []
     if (count := getattr(image, "n_frames", 1)) > 1:
         notices.append(f"The file holds {count} pictures; the first one is used.")
@@ -162,12 +162,12 @@ def _opaque(alpha: Image.Image) -> bool:
 # --- pictures ---------------------------------------------------------------------------------------------------------------------
 
 
-def look_in(source: Source) -> Opened:
+def look_in(source: Source, shortest: int = SHORTEST) -> Opened:
     """A picture from outside -> upright, RGB and without metadata, with the notices that a page should show.
 
-    Raises ValueError with one sentence that says what is wrong and what is allowed.
+    shortest: pixels that each side must have. Raises ValueError with one sentence that says what is wrong and what is allowed.
     """
-    image, notices = _decoded(source)
+    image, notices = _decoded(source, shortest)
     if image.mode == "RGBA":
         if not _opaque(image.getchannel("A")):
             notices.append("The picture's transparent parts became white.")

@@ -52,8 +52,8 @@ def free(device: torch.device) -> int:
         return there
 
 
-def check(sd: StableDiffusion, request: Request) -> None:
-    """Raises ValueError if a super-resolution would not fit into the memory that is free now."""
+def check(sd: StableDiffusion, request: Request, instead: str = "draw them in tiles, or give a smaller picture") -> None:
+    """Raises ValueError, which says what to do instead, if a super-resolution would not fit into the memory that is free now."""
     if not isinstance(request.source, Upscale):
         return
     need, there = needed(sd, request), free(sd.device)
@@ -61,5 +61,5 @@ def check(sd: StableDiffusion, request: Request) -> None:
         height, width = size_of(sd, request)
         raise ValueError(
             f"{width} x {height} pixels take about {need / 1e9:.1f} GB of memory at once, and {there / 1e9:.1f} GB are free; "
-            "draw them in tiles, or give a smaller picture."
+            f"{instead}."
         )

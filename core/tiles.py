@@ -119,7 +119,7 @@ def draw(sd: StableDiffusion, request: Request, side: int | None = None) -> Iter
     assert picture is not None
     runs = requests(request, cut(picture.height, picture.width, side or side_of(sd)))
     for k, run in enumerate(runs):
-        room.check(sd, run)
+        room.check(sd, run, "free some: this is one tile, and there are no smaller ones")
         for step in denoise(sd, run):
             made = None
             if step.i == step.count - 1:

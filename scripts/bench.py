@@ -16,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -235,6 +236,27 @@ def from_pictures(turns: int) -> dict[str, float]:
     return figures
 
 
+def refusals() -> dict[str, float]:
+    """What the tests' malformed pictures cost the one door, in a process of its own: the 95th percentile of opening or refusing one, and
+    how much memory they make it hold. Of three readings the fastest: a busy machine only adds."""
+    root = Path(__file__).resolve().parent.parent
+    sys.path.insert(0, str(root / "tests"))
+    from test_images import READER, corner, file_of, malformed
+
+    p95s, grown = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        files = [*(file_of(corner(), kind) for kind in ("PNG", "JPEG", "WEBP")), *malformed().values()]
+        for k, data in enumerate(files):
+            (Path(folder) / str(k)).write_bytes(data)
+        for _ in range(3):
+            done = subprocess.run([sys.executable, "-c", READER, folder], cwd=root, capture_output=True, check=True)
+            readings = [json.loads(line) for line in done.stdout.splitlines()]
+            p95s.append(1000 * sorted(seconds for _, seconds, *_ in readings)[len(files) * 95 // 100])
+            if readings[0][2] is not None:  # as Linux tells it
+                grown.append(readings[-1][3] - readings[0][2])
+    return {"refusal_p95_ms": round(min(p95s), 1)} | ({"refusal_mb": round(max(grown), 1)} if grown else {})
+
+
 def page(turns: int) -> dict[str, float]:
     """Through the page's own API, as a visitor's click goes: engine, queue, server, client."""
     from gradio_client import Client
@@ -282,6 +304,7 @@ def main() -> None:
         | sweeps(sd, max(3, args.turns // 2))
         | views(sd, args.turns)
         | from_pictures(max(3, args.turns // 2))
+        | refusals()
         | bench_train.figures(max(3, args.turns // 2))
     )
     if not args.no_page:

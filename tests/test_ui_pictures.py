@@ -4,12 +4,16 @@ import io
 import json
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
+from conftest import toy_model
 from PIL import Image
 
-from core.catalog import CATALOG
-from ui import pictures, render, texts
+from core import conditioning, images
+from core.catalog import CATALOG, ROLES
+from core.engine import LocalEngine
+from ui import depth, img2img, inpaint, pictures, render, texts, upscale
 
 MARK = b"Hasselberg"  # the place in the picture's metadata, in every way that a camera has of writing it
 
@@ -79,6 +83,84 @@ def test_where_a_photo_was_taken_is_in_no_answer(case, address, page_engine, tmp
             render.encode(image, "JPEG"),
         ]
     assert len(found) >= 5 and not [words for data in found if (words := told(data))]
+
+
+# --- whatever a file holds, three channels of bytes run ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """One for each endpoint, under the names of the embedded models: of others an engine has three in memory at most."""
+    return {"emoji" if kind == "img2img" else f"emoji-{kind}": toy_model(kind=kind) for kind in conditioning.KINDS}
+
+
+@pytest.fixture(scope="module")
+def toy_engine(toys):
+    made = LocalEngine(lambda name: toys[name], {name: ROLES[sd.unet.config.in_channels] for name, sd in toys.items()})
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def client(toy_engine):
+    """Of a server that has the four endpoints and no page: on toys, so that none waits for weights."""
+    from gradio_client import Client
+
+    with gr.Blocks(analytics_enabled=False) as demo:
+        img2img.api(toy_engine, "emoji")
+        inpaint.endpoint(toy_engine)
+        depth.endpoint(toy_engine)
+        upscale.endpoint(toy_engine, "emoji-upscale")
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, show_error=True)
+    yield Client(url, verbose=False)
+    demo.close()
+
+
+def saved(mode: str, path: Path) -> Path:
+    """A picture whose file has other channels than three of bytes."""
+    colours = np.random.default_rng(0).integers(0, 256, (64, 72, 4), np.uint8)
+    if mode == "I;16":
+        Image.fromarray(colours[..., 0] * np.uint16(257)).save(path, "PNG")
+    elif mode == "RGBA":
+        Image.fromarray(colours, "RGBA").save(path, "PNG")
+    else:
+        Image.fromarray(colours[..., :3]).convert("CMYK").save(path, "JPEG")
+    assert Image.open(path).mode == mode
+    return path
+
+
+# What follows the files. Half of the noise, so that the picture itself is encoded; no noise on the small one.
+RUN = {
+    "img2img": ("a fox", "", 0.5, 3, 2, 2.5, "DDIM", False),
+    "inpaint": ("a fox", "", 0.5, "original", None, 0, 3, 2, 2.5, "DDIM", "emoji-inpaint"),
+    "depth": (False, "a fox", "", 0.5, 3, 2, 2.5, "DDIM"),
+    "upscale": ("a fox", 0, 128, "", 3, 1, 1, "DDIM", False),
+}
+
+
+@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "CMYK"])
+def test_three_channels_run_whatever_the_file_holds(name, mode, client, toy_engine, toys, tmp_path):
+    from gradio_client import handle_file
+
+    path, mask = saved(mode, tmp_path / "picture"), tmp_path / "mask.png"
+    Image.new("L", (72, 64), "white").save(mask)
+    files = [handle_file(path), *{"inpaint": [handle_file(mask)], "depth": [None]}.get(name, [])]
+    seen, toy = [], toys["emoji" if name == "img2img" else f"emoji-{name}"]
+    part = toy.unet if name == "upscale" else toy.vae.encoder
+    hook = part.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        client.predict(*files, *RUN[name], api_name=f"/{name}")
+    finally:
+        hook.remove()
+
+    source = toy_engine.request(toy_engine.mine(f"api {client.session_hash}")[-1]).source
+    known = images.open_picture(path)
+    assert (source.KIND, source.picture.kind) == (name, "uint8")
+    assert np.array_equal(source.picture.array, known if name == "upscale" else images.fit(known, toy.size))
+    channels = {"upscale": 4 + 3}.get(name, 3)  # an upscaler sees the small picture beside its latents
+    assert {pixels.shape[1] for pixels in seen} == {channels}
+    assert (seen[0][:, -3:] - source.picture.tensor()).abs().max() <= (0.06 if name == "upscale" else 0)
 
 
 def test_where_a_scheduler_goes_wrong_is_said_below_strength_1():

@@ -22,8 +22,6 @@ from core.sweep import Meter
 from core.trace import Trace, to_uint8
 from ui import texts, upscale
 
-pytestmark = needs_upscaler
-
 
 @pytest.fixture(scope="module")
 def toy():
@@ -226,6 +224,7 @@ def test_a_work_says_which_tile_it_is_at(toy):
     assert "place 2" in upscale.tile_status(Snapshot("x", "queued", place=2), [], "en")
 
 
+@needs_upscaler
 def test_an_upscaler_without_a_preview_of_its_own_takes_the_published_one(tmp_path):
     copy = tmp_path / "bare"
     shutil.copytree(MODELS / "emoji-upscale", copy)

@@ -27,6 +27,7 @@ from core.text import Tokens
 from core.trace import Trace
 from ui import common, render, texts, viewing
 from ui.common import LOOK, QUICK, WATCH, Handed, Shared
+from ui.pictures import send_row
 
 TITLE = "tab_attention"  # a key of ui/texts.py
 
@@ -392,6 +393,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         elem_id="attention-again",
         apply_default_css=False,
     )
+    send_row(shared, "attention", shared.shown)
 
     def stale(shown: str, request: gr.Request) -> str:
         """Another run is looked at: the script asks for it when it is seen."""

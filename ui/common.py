@@ -259,6 +259,36 @@ def curves(lines: list[dict], *, title: str, said: str, across: str, of: str = "
     return packed({"kind": "curves", "of": of, "first": first, "places": places, "lines": lines, **words})
 
 
+def seed(shared: Shared, value: int, prefix: str = "") -> gr.Number:
+    """The seed's box with two buttons: a new one, and the one of the run that all tabs look at. prefix: of the elements' ids."""
+    box = gr.Number(value, label=i18n("seed"), placeholder=i18n("seed_placeholder"), elem_id=f"{prefix}seed")
+    with gr.Row(elem_classes="pair"):
+        dice = gr.Button(i18n("dice"), elem_id=f"{prefix}dice", min_width=100)
+        reuse = gr.Button(i18n("reuse"), elem_id=f"{prefix}reuse", min_width=100)
+
+    def of_run(owner: str | None, one: str, request: gr.Request) -> int:
+        try:
+            return shared.trace_of(one, owner_of(owner)).request.seed
+        except ValueError as error:
+            raise refusal(language(request), error) from None
+
+    dice.click(None, None, box, js="() => Math.floor(Math.random() * 2 ** 32)", api_visibility="private")
+    reuse.click(of_run, [shared.owner, shared.shown], box, **LOOK)
+    return box
+
+
+def made_with(trace: Trace, language: str) -> list[str]:
+    """Which model answered, and what of the words it could not read: what a result is told with, a sentence each."""
+    by = trace.made_by
+    entry = CATALOG.get(by["model"])
+    title = entry.title if entry else by["model"]
+    said = [texts.say(language, "made_with", model=title, source=by["source"], revision=by["revision"][:12])]
+    for key, tokens in (("made_cut", trace.tokens), ("made_cut_negative", trace.negative_tokens)):
+        if tokens.cut:
+            said.append(texts.say(language, key, cut=tokens.cut))
+    return said
+
+
 def hint(key: str) -> None:
     gr.HTML(i18n(key), html_template="<p>${value}</p>", apply_default_css=False, elem_classes="hint")
 

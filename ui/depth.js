@@ -117,7 +117,8 @@ sheet.addEventListener("pointermove", (event) => {
   if (last) stroke(at(event));
 });
 sheet.addEventListener("pointerleave", () => (ring.hidden = true));
-for (const end of ["pointerup", "pointercancel"])
+document.addEventListener("keydown", () => last && keep(), true); // Ctrl+Enter in the middle of a stroke
+for (const end of ["pointerup", "pointercancel", "lostpointercapture"])
   sheet.addEventListener(end, () => {
     if (!last) return;
     last = null;

@@ -251,7 +251,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         with gr.Column(scale=0, min_width=320, elem_classes="controls settings"):
             strength = common.number(0.8, 0, 1, 0.05, "strength_label", "depth-strength")
             hint("depth_strength_says")
-            guidance, steps, seed, scheduler = pictures.settings("depth", first)
+            guidance, steps, seed, scheduler = pictures.settings(shared, "depth", first)
             pictures.off("depth", strength, scheduler)
             model = pictures.model_menu(shared, "depth", ["depth"])
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
@@ -347,7 +347,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
 
     def again(sent: pictures.Sent | None, owner: str | None, mine: Image.Image | None, request: gr.Request) -> dict:
         """A depth run that is to be made again brings its map along."""
-        trace = dict(shared.kept(common.owner_of(owner))).get(sent.run) if sent and sent.again else None
+        trace = dict(shared.kept(common.owner_of(owner))).get(sent.run) if sent and not sent.made else None
         if sent is None or trace is None or not isinstance(trace.request.source, Depth):
             return {origin: gr.skip()}
         choices = origins(shared.kept(common.owner_of(owner)), sent.run, mine is not None, common.language(request))
@@ -425,9 +425,14 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         both = (first_run, partner) if partner else (first_run,)
         plain_request = asked[partner] if partner else without_depth(asked[first_run], shared.default)
         source = asked[first_run].source
-        assert source is not None
+        assert isinstance(source, Depth)
         yield controls.restored(asked[first_run]) | {picture: source.picture.image, strength: f"{source.strength:g}"}
         yield from watch(both, Board(asked[first_run], plain_request, language), owner, language)
+        choices = origins(shared.kept(owner), first_run, False, language)
+        if (
+            source.depth is not None and f"map:{first_run}" in dict(choices).values()
+        ):  # its own map comes back, now that it is kept
+            yield {origin: gr.Dropdown(choices=choices, value=f"map:{first_run}")}
 
     def halt(going: tuple[str, ...]) -> None:
         for one in going:
@@ -450,7 +455,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             kind = pictures.kind_of(shared.trace_of(one, owner).request)
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
-        sent = pictures.Sent(kind, one, time.time(), again=True)
+        sent = pictures.Sent(kind, one, time.time())
         return {shared.sent: sent} if kind == "depth" else pictures.sending(shared, sent)
 
     shows = [picture, model, origin, own, shared.owner]
@@ -469,7 +474,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     seen = [run, stop, jobs, board, more, slider, viewer, mine, shared.owner, shared.shown]
     run.click(draw, drawing, seen, **WATCH)
     stop.click(halt, jobs, None, **QUICK)
-    tab.select(come_back, [shared.owner, jobs], [*seen, picture, strength, *controls.all], **WATCH)
+    tab.select(come_back, [shared.owner, jobs], [*seen, picture, origin, strength, *controls.all], **WATCH)
     board.pick(look, shared.owner, [shared.shown, viewer, more], **LOOK)
     viewer.pick(restore, shared.owner, [shared.sent, shared.shown, shared.tabs], **LOOK)
     attempt.click(lambda: "1", None, strength, **QUICK).then(draw, drawing, seen, **WATCH)

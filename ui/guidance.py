@@ -28,6 +28,7 @@ from core.schedulers import SCHEDULERS, x0_of
 from core.trace import Trace, to_uint8
 from ui import common, render, texts
 from ui.common import LOOK, QUICK, WATCH, Shared, hint, i18n
+from ui.pictures import send_row
 
 TITLE = "tab_guidance"
 
@@ -368,6 +369,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         elem_id="anatomy",
         answer="",
     )
+    send_row(shared, "guidance", shared.shown)
     seen = gr.State("")  # the run in the view
 
     def look(stored: str | None, shown: str, now: str, request: gr.Request) -> dict:

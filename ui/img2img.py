@@ -5,6 +5,7 @@ with it how many of the steps are left to run: the more noise, the less of the p
 """
 
 import html
+import random
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -200,7 +201,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             hint("img2img_strength_info")
             run, stop = pictures.panel_buttons("img2img")
         with gr.Column(scale=0, min_width=320, elem_classes="controls settings"):
-            guidance, steps, seed, scheduler = pictures.settings("img2img", FIRST)
+            guidance, steps, seed, scheduler = pictures.settings(shared, "img2img", FIRST)
             pictures.off("img2img", strength, scheduler)
             exactly = gr.Checkbox(False, label=i18n("img2img_exactly"), elem_id="img2img-exactly")
             hint("img2img_exactly_info")
@@ -210,7 +211,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             with gr.Column(visible=False, elem_id="img2img-after") as comparison:
                 about = gr.HTML(apply_default_css=False, elem_id="img2img-about")
                 slider = gr.ImageSlider(show_label=False, interactive=False, buttons=[], format="png", elem_id="img2img-both")
-                pictures.send_row(shared, "img2img", panel.mine)
+                back = gr.State(None)  # of strength 0, which is no run: a pictures.Made
+                pictures.send_row(shared, "img2img", panel.mine, back)
             with gr.Column(elem_id="img2img-row"):
                 parts.heading("img2img_row")
                 with gr.Row(elem_classes="try"):
@@ -239,10 +241,11 @@ def build(shared: Shared, tab: gr.Tab) -> None:
 
     def zero(owner: str, language: str, path: str, strength: object, exactly: bool, model: str, *settings) -> Iterator[dict]:
         picture = pictures.fitted(path, engine.model(model).size).image
-        back, psnr = engine.ask(model, lambda sd: there_and_back(sd, picture, settings[4] or 0), owner)
+        image, psnr = engine.ask(model, lambda sd: there_and_back(sd, picture, settings[4] or 0), owner)
         said = texts.say(language, "img2img_zero", psnr=f"{psnr:.1f}")
         bare = common.packed(viewing.empty(language, said="img2img_zero_viewer"))
-        yield {panel.viewer: bare, panel.mine: "", **compared(picture, back, said)}
+        made = pictures.Made(image, request_of(picture, STRENGTH, exactly, model, *settings))
+        yield {panel.viewer: bare, panel.mine: "", back: made, **compared(picture, image, said)}
 
     def compared(before: Image.Image, after: Image.Image, said: str) -> dict:
         return {slider: (before, after), about: f"<p>{html.escape(said)}</p>", comparison: gr.update(visible=True)}
@@ -282,7 +285,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     def draw_all(owner: str | None, text: str, request: gr.Request, *values) -> Iterator[dict]:
         language, owner = common.language(request), common.owner_of(owner)
         path, _, exactly, model, *settings = values
-        settings[4] = 0 if settings[4] is None else settings[4]
+        settings[4] = random.randrange(2**32) if settings[4] is None else settings[4]  # one for the whole row
         idle = {draw_row: gr.update(visible=True, interactive=True), stop_row: gr.update(visible=False), status: ""}
         busy = {draw_row: gr.update(visible=False), stop_row: gr.update(visible=True)}
         yield {draw_row: gr.update(interactive=False), shared.owner: owner}  # there is nothing to stop yet
@@ -341,7 +344,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         asked,
         inputs,
         finished,
-        [slider, about, comparison],
+        [slider, about, comparison, back],
         tab=tab,
         name="img2img",
         instead=zero,

@@ -334,7 +334,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 elem_id="inpaint-fill",
             )
             hint("inpaint_fill_says")
-            guidance, steps, seed, scheduler = pictures.settings("inpaint", first)
+            guidance, steps, seed, scheduler = pictures.settings(shared, "inpaint", first)
             pictures.off("inpaint", strength, scheduler)
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
             with gr.Row(elem_id="inpaint-easels", elem_classes="easels"):
@@ -364,7 +364,9 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             honest = viewing.view("honest", "inpaint-honest")
             panel = pictures.panel(shared, "inpaint", run, stop)
         with ways_on:
-            pictures.send_row(shared, "inpaint", panel.mine)
+            pictures.send_row(
+                shared, "inpaint", panel.mine, blur, lambda one, owner, amount: pictures.made_of(blurred(one, amount, owner))
+            )
             hint("inpaint_raw_trace")
 
     canvas = gr.State(None)  # a Canvas

@@ -15,6 +15,7 @@ from core.sampling import check_number, check_whole
 from core.trace import Trace
 from ui import common, fork, parts, render, schedulers, texts, vae
 from ui.common import WATCH, Shared, i18n
+from ui.pictures import send_row
 
 TITLE = "tab_latents"  # a key of ui/texts.py
 
@@ -71,6 +72,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             schedulers.build(shared, own)
         with gr.Tab(i18n("fork_tab")):
             fork.build(shared)
+    send_row(shared, "latents", shared.shown)
 
 
 def build_latents(shared: Shared) -> None:

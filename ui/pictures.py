@@ -5,8 +5,9 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, wraps
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -30,13 +31,21 @@ TABS = ("img2img", "inpaint", "depth", "upscale")  # that take a picture from ot
 
 
 @dataclass(frozen=True)
+class Made:
+    """A picture as a tab shows it, and what was asked for."""
+
+    image: Image.Image
+    request: Request
+
+
+@dataclass(frozen=True)
 class Sent:
-    """A run on its way to a tab: its picture, to go on from, or all that it was made from, to make it again."""
+    """On its way to a tab: a picture, to go on from; or without one, all that a run was made from, to make it again."""
 
     tab: str  # one of TABS
-    run: str  # its id
+    run: str  # its id; "" of a picture that no single run made, as one of tiles
     when: float  # so that the same run sent twice is two sendings
-    again: bool = False  # what the run began from, not what it made
+    made: Made | None = field(default=None, repr=False)  # Gradio tells by the repr whether it is another one
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------------------
@@ -107,6 +116,11 @@ def result_of(trace: Trace) -> Image.Image:
     return Image.fromarray(source.composited(np.asarray(image))) if isinstance(source, Inpaint) else image
 
 
+def made_of(trace: Trace) -> Made:
+    """A finished run's picture. Raises ValueError as result_of does."""
+    return Made(result_of(trace), trace.request)
+
+
 def note_html(path: str | None, side: int, language: str) -> str:
     """What was done to the picture in a box, or why it is refused, as HTML; nothing for an empty box."""
     if not path:
@@ -115,8 +129,11 @@ def note_html(path: str | None, side: int, language: str) -> str:
         found = fitted(path, side)
     except ValueError as error:
         return f'<p class="refused">{html.escape(texts.sentence(language, error))}</p>'
-    said = [texts.sentence(language, notice) for notice in found.notices]
-    return "".join(f"<p>{html.escape(line)}</p>" for line in [found.said(language), *said])
+    said = [found.said(language), *(texts.sentence(language, notice) for notice in found.notices)]
+    with suppress(ValueError):
+        if prompt := images.read_settings(path).get("prompt"):
+            said.append(texts.say(language, "pictures_ours", prompt=str(prompt)[:200]))
+    return "".join(f"<p>{html.escape(line)}</p>" for line in said)
 
 
 def note(shared: Shared, name: str, start: gr.Image, model: gr.Dropdown) -> gr.HTML:
@@ -164,10 +181,10 @@ def words(name: str, first: Request) -> tuple[gr.Textbox, gr.Textbox]:
     return prompt, negative
 
 
-def settings(name: str, first: Request) -> tuple[gr.HTML, gr.HTML, gr.Number, gr.Dropdown]:
+def settings(shared: Shared, name: str, first: Request) -> tuple[gr.HTML, gr.HTML, gr.Number, gr.Dropdown]:
     guidance = common.number(first.guidance, 0, 30, 0.1, "guidance", f"{name}-guidance")
     steps = common.number(first.steps, 1, 100, 1, "steps", f"{name}-steps")
-    seed = gr.Number(first.seed, label=i18n("seed"), placeholder=i18n("seed_placeholder"), elem_id=f"{name}-seed")
+    seed = common.seed(shared, first.seed, f"{name}-")
     scheduler = gr.Dropdown(
         list(SCHEDULERS), value=first.scheduler, label=i18n("scheduler"), filterable=False, elem_id=f"{name}-scheduler"
     )
@@ -324,7 +341,7 @@ def wire(
             going = (snapshot := engine.snapshot(one)) and snapshot.state not in ENDED
             if going and one != job and kind_of(engine.request(one)) == name:
                 if not (now or job):  # its picture and settings come back with it
-                    yield {shared.sent: Sent(name, one, time.time(), again=True)}
+                    yield {shared.sent: Sent(name, one, time.time())}
                 yield from watch(one, owner, now, language)
                 return
         with suppress(ValueError):
@@ -346,7 +363,7 @@ def wire(
 
     def pick(event: gr.EventData) -> Sent:
         """The viewer's "Use its settings"."""
-        return Sent(name, common.event_value(event, "job"), time.time(), again=True)
+        return Sent(name, common.event_value(event, "job"), time.time())
 
     outputs = [panel.run, panel.stop, panel.viewer, panel.job, panel.mine, shared.owner, shared.shown, *(more or [])]
     event = panel.run.click(draw, [shared.owner, panel.mine, *inputs], outputs, **WATCH)
@@ -394,11 +411,11 @@ def fill(
 
     def receive(sent: Sent, owner: str | None, request: gr.Request) -> dict:
         try:
+            if sent.made:
+                return (controls.restored(sent.made.request) if controls else {}) | {start: sent.made.image}
             going_on = sent.run in engine.mine(common.owner_of(owner))
             r = engine.request(sent.run) if going_on else shared.trace_of(sent.run, owner).request
             filled = controls.restored(r) if controls else {}
-            if not sent.again:
-                return filled | {start: result_of(shared.trace_of(sent.run, owner))}
             if kind_of(r) != name or not r.source:
                 return {start: gr.skip()}
             return filled | {start: r.source.whole.image} | (again(r) if again else {})
@@ -415,11 +432,25 @@ def fill(
 
 def sending(shared: Shared, sent: Sent) -> dict:
     """What sends a run to a tab, and opens that."""
-    return {shared.sent: sent, shared.shown: sent.run, shared.tabs: gr.Tabs(selected=f"tab_{sent.tab}")}
+    return {shared.sent: sent, shared.shown: sent.run or gr.skip(), shared.tabs: gr.Tabs(selected=f"tab_{sent.tab}")}
 
 
-def send_row(shared: Shared, name: str, run: gr.State) -> None:
-    """Buttons that carry a run's picture and settings to the other tabs that start from one. run: its id."""
+def send_row(
+    shared: Shared,
+    name: str,
+    run: gr.State,
+    beside: Component | None = None,
+    made: Callable[[str, str | None, Any], Made] | None = None,
+) -> None:
+    """Buttons that carry a run's picture and settings to the other tabs that start from one. run: its id.
+
+    beside: what else the picture hangs on; without `made`, a State of the Made that stands there where there is no run.
+    made: (id, owner, value of `beside`) -> the picture, for a tab that shows another one than the run made.
+    """
+
+    def plain(one: str, owner: str | None, beside: Made | None = None) -> Made:
+        return beside if beside and not one else made_of(shared.trace_of(one, owner))
+
     with gr.Row(elem_classes="send"):
         gr.HTML(i18n("pictures_send"), html_template="<p>${value}</p>", apply_default_css=False, min_width=80)
         for target in TABS:
@@ -427,14 +458,15 @@ def send_row(shared: Shared, name: str, run: gr.State) -> None:
                 continue
             button = gr.Button(i18n(f"tab_{target}"), size="md", min_width=96, elem_id=f"{name}-to-{target}")
 
-            def send(one: str, owner: str | None, request: gr.Request, target: str = target) -> dict:
+            def send(request: gr.Request, one: str, owner: str | None, *values, target: str = target) -> dict:
                 try:
-                    result_of(shared.trace_of(one, owner))
+                    picture = (made or plain)(one, owner, *values)
                 except ValueError as error:
                     raise common.refusal(common.language(request), error) from None
-                return sending(shared, Sent(target, one, time.time()))
+                return sending(shared, Sent(target, one, time.time(), picture))
 
-            button.click(send, [run, shared.owner], [shared.sent, shared.shown, shared.tabs], **LOOK)
+            inputs = [run, shared.owner, *([beside] if beside else [])]
+            button.click(send, inputs, [shared.sent, shared.shown, shared.tabs], **LOOK)
 
 
 # --- programs ---------------------------------------------------------------------------------------------------------------------

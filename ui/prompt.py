@@ -106,7 +106,7 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
         r = trace.request
         name = html.escape(r.prompt.strip() or texts.say(language, "runs_no_words"))
         how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
-        facts = f"{how}<br>{html.escape(r.scheduler)}, {texts.say(language, 'runs_seed', seed=r.seed)}"
+        facts = f"{how}<br>{html.escape(r.scheduler)}, {texts.say(language, 'runs_seed', seed=r.seed)}<br>{html.escape(r.model)}"
         facts += "".join(f"<br>{said}" for said in common.said_beside(trace.settings(), language))
         label = (
             texts.say(language, "runs_example")
@@ -212,10 +212,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             guidance = common.number(first_request.guidance, 0, 30, 0.1, "guidance", "guidance")
             hint("guidance_info")
             steps = common.number(first_request.steps, 1, 100, 1, "steps", "steps")
-            seed = gr.Number(first_request.seed, label=i18n("seed"), placeholder=i18n("seed_placeholder"), elem_id="seed")
-            with gr.Row(elem_classes="pair"):
-                dice = gr.Button(i18n("dice"), elem_id="dice", min_width=100)
-                reuse = gr.Button(i18n("reuse"), elem_id="reuse", min_width=100)
+            seed = common.seed(shared, first_request.seed)
             scheduler = gr.Dropdown(
                 list(SCHEDULERS), value=first_request.scheduler, label=i18n("scheduler"), filterable=False, elem_id="scheduler"
             )
@@ -363,7 +360,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         try:
             trace = shared.trace_of(one, owner)
             if act == "restore" and (kind := pictures.kind_of(trace.request)):  # the tab that made it has the controls for it
-                return pictures.sending(shared, pictures.Sent(kind, one, time.time(), again=True))
+                return pictures.sending(shared, pictures.Sent(kind, one, time.time()))
             if act == "restore":
                 common.warn_of(trace.settings(), language)
                 return restored(trace.request, owner)
@@ -409,12 +406,6 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         except ValueError:  # one of them was stopped: nothing to compare, and nothing wrong
             pass
         return {compare: gr.skip()}
-
-    def reuse_seed(owner: str | None, at: str, request: gr.Request) -> int:
-        try:
-            return shared.trace_of(at, common.owner_of(owner)).request.seed
-        except ValueError as error:
-            raise common.refusal(common.language(request), error) from None
 
     def open_file(path: str, stored: str | None, request: gr.Request) -> dict:
         language, owner = common.language(request), common.owner_of(stored)
@@ -471,8 +462,6 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     shared.wanted.change(take_over, [shared.wanted, shared.owner], controls, **QUICK)
     tab.select(come_back, [shared.owner, shown, inside], [viewer, runs, shown, inside], **LOOK)
     close.click(lambda: gr.update(visible=False), None, compare, **QUICK)
-    dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 32)", api_visibility="private")
-    reuse.click(reuse_seed, [shared.owner, shown], seed, **LOOK)
     opened.upload(open_file, [opened, shared.owner], controls, **LOOK)
     started = attempt.click(weaken, [shared.owner, shown], [before, *controls], **LOOK)
     drawn = started.success(draw, [shared.owner, *controls], seen, **WATCH)

@@ -29,6 +29,7 @@ from core.sweep import Cost, Meter, Sweep, Tile
 from core.trace import Trace
 from ui import common, render, texts
 from ui.common import LOOK, QUICK, WATCH, Shared, hint, i18n
+from ui.pictures import send_row
 from ui.texts import say
 
 TITLE = "tab_sweep"  # a key of ui/texts.py
@@ -547,6 +548,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 apply_default_css=False,
                 elem_id="sweep-file",
             )
+            send_row(shared, "sweep", shared.shown)
             with gr.Row(elem_classes="try"):
                 gr.HTML(i18n("sweep_try"), html_template="<p>${value}</p>", apply_default_css=False, min_width=200)
                 attempt = gr.Button(i18n("sweep_try_button"), elem_id="sweep-try", scale=0, min_width=96)

@@ -26,6 +26,7 @@ from core.text import INPUT, Edit, Tokens
 from core.trace import Trace
 from ui import common, render, texts
 from ui.common import LOOK, QUICK, WATCH, Shared, hint, i18n
+from ui.pictures import send_row
 
 TITLE = "tab_text"  # a key of ui/texts.py
 
@@ -460,6 +461,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                     html_template="<p>${value}</p>", apply_default_css=False, min_width=200, elem_id="text-try-words"
                 )
                 attempt = gr.Button(i18n("prompt_try_button"), elem_id="text-try", scale=0, min_width=96)
+            send_row(shared, "text", shared.shown)
 
     title("text_cosine_title", "text_cosine_note")
     with gr.Row(elem_classes="tab-body", elem_id="text-compare"):

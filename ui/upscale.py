@@ -32,6 +32,7 @@ from ui.common import LOOK, QUICK, Shared, i18n
 TITLE = "tab_upscale"  # a key of ui/texts.py
 SCALE = 4
 SIDES = (64, 512)  # pixels of the small picture's long side; its short side is at least a quarter of that
+SHORTEST = SIDES[0] // images.ASPECT  # a run's small picture comes back here as it was
 SIDE, LEVEL, GUIDANCE = 128, 20, 4.0
 TRY = 200  # the noise level of the suggestion
 PROBE = 64  # pixels a side of the picture that a model's speed is measured with
@@ -60,7 +61,7 @@ def small_of(path: str | None, side: object) -> Small:
     assert isinstance(side, int)
     if not path:
         raise ValueError("There is no picture to start from; choose one first.")
-    opened = images.look_in(path)
+    opened = images.look_in(path, SHORTEST)
     width, height = opened.image.size
     share = min(1.0, side / max(width, height))
     image = opened.image.resize((round(width * share), round(height * share)), SHRINK) if share < 1 else opened.image
@@ -178,7 +179,8 @@ def cost(sd: StableDiffusion, request: Request, speed: Speed | None, language: s
         "seconds": seconds_of(speed.seconds(sd, request)) if speed else "",
         "in_tiles": seconds_of(len(cut) * speed.seconds(sd, one)) if speed else "",
     }
-    lines = [("upscale_fits" if need <= there else "upscale_too_large", "" if need <= there else "cut")]
+    too_large = "upscale_too_large" if room.needed(sd, one) <= there else "upscale_too_large_for_tiles"
+    lines = [("upscale_fits", "") if need <= there else (too_large, "cut")]
     if need <= there:
         lines.append(("upscale_seconds" if speed else "upscale_not_measured", ""))
     lines.append(("upscale_one_tile" if len(cut) == 1 else "upscale_in_tiles", ""))
@@ -277,7 +279,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         with gr.Column(scale=0, min_width=320, elem_classes="controls settings"):
             side = common.number(SIDE, *SIDES, 1, "upscale_side", "upscale-side")
             common.hint("upscale_side_says")
-            guidance, steps, seed, scheduler = pictures.settings("upscale", first)
+            guidance, steps, seed, scheduler = pictures.settings(shared, "upscale", first)
             model = pictures.model_menu(shared, "upscale", ["upscale"])
         with gr.Column(scale=1, min_width=320, elem_classes="canvas"):
             before = gr.HTML("", apply_default_css=False, elem_id="upscale-before")
@@ -286,7 +288,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 gr.HTML(i18n("upscale_try"), html_template="<p>${value}</p>", apply_default_css=False, min_width=200)
                 attempt = gr.Button(i18n("upscale_try_button"), elem_id="upscale-try", scale=0, min_width=96)
             panel = pictures.panel(shared, "upscale", run, stop)
-            pictures.send_row(shared, "upscale", panel.mine)
+            of_tiles = gr.State(
+                None
+            )  # a pictures.Made: tiles are a run each, so their picture has no steps of its own to look into
+            pictures.send_row(shared, "upscale", panel.mine, of_tiles)
 
     under = gr.State("")  # the name of the small picture under the lens
     controls = pictures.Controls(prompt, negative, guidance, steps, seed, scheduler)
@@ -329,6 +334,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     def pieces(owner: str, language: str, tiled: bool, path: str | None, wide: str, *values) -> Iterator[dict]:
         """The picture tile by tile, and as far as it is made."""
         wanted = request_of(small_of(path, common.number_of(wide)), *values)
+        yield {panel.mine: "", panel.viewer: common.packed(viewing.empty(language, said="upscale_tiles_viewer")), of_tiles: None}
         began, made, sd, partly = time.perf_counter(), {}, None, ""
         for one, snapshot, turns in parts.works(shared, wanted.model, tiles.work(wanted), owner, "upscale"):
             new = {turn.tile: turn.picture for turn in turns if turn.picture is not None}
@@ -343,7 +349,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         trace = assembled(sd, wanted, made, time.perf_counter() - began)
         facts = {"done": len(made), "tiles": len(tiles_of(sd, wanted)), "seconds": seconds_of(trace.seconds)}
         status = texts.say(language, "upscale_tiles_stopped" if trace.stopped else "upscale_tiles_done", **facts)
-        yield {glass: common.packed(finished(trace, language, status)), under: source_of(wanted).picture.name}
+        shown = {} if trace.stopped else {of_tiles: pictures.made_of(trace)}
+        told = finished(trace, language, status)
+        told["fidelity"] = " ".join([told["fidelity"], *common.made_with(trace, language)])  # no viewer says it for tiles
+        yield {glass: common.packed(told), under: source_of(wanted).picture.name} | shown
 
     def live(value: dict) -> dict:
         return {glass: common.packed(going(value["status"], value.get("x0", "")))}
@@ -365,7 +374,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         asked,
         [in_tiles, *inputs],
         enlargement,
-        [glass, under],
+        [glass, under, of_tiles],
         tab=tab,
         name="upscale",
         instead=pieces,

@@ -295,6 +295,7 @@ function show() {
     word = null;
     run = value;
     root.style.setProperty("--aspect", `${run.latent[2]} / ${run.latent[1]}`);
+    $(".made-with").textContent = run.made_with.join(" ");
     buildStrip();
     buildWords();
     veil();

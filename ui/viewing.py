@@ -95,6 +95,7 @@ def finished(trace: Trace, job: str, language: str) -> dict:
         "words": render.words(trace),
         "png": render.png_uri(trace) if done else None,
         "file": file_name(trace),
+        "made_with": common.made_with(trace, language),
         "texts": texts.of(language, "view_"),
     }
 
