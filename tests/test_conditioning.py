@@ -368,6 +368,9 @@ def test_a_run_from_a_picture_can_be_forked(toys, kind):
 WRONG = [
     (lambda: Source(None), "There is no picture"),
     (lambda: Source(Pixels.of(np.zeros((64, 64), np.uint8))), "There is no picture"),
+    (lambda: Source(Pixels.of(np.zeros((64, 64, 4), np.uint8))), "There is no picture"),
+    (lambda: Source(Pixels.of(np.full((64, 64, 3), 65535, np.uint16))), "whole ones from 0 to 255"),
+    (lambda: Source(Pixels.of(np.zeros((64, 64, 3), np.float32))), "whole ones from 0 to 255"),
     (lambda: Source(picture(), 0), "above 0"),
     (lambda: Source(picture(), float("nan")), "above 0"),
     (lambda: Source(picture(), 1.01), "above 0"),

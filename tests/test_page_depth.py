@@ -143,7 +143,11 @@ def test_the_endpoint_takes_files(address, tmp_path):
     picture = handle_file(tmp_path / "slope.png")
     client = Client(address, verbose=False)
     common = ("", 1.0, 3, 4, 2.5, "DDIM")
-    made, settings = client.predict(picture, picture, True, "a fox", *common, api_name="/depth")
+    made, followed, settings = client.predict(picture, picture, True, "a fox", *common, api_name="/depth")
+    given, turned = (np.asarray(Image.open(one).convert("L"), float) for one in (tmp_path / "slope.png", followed))
+    assert np.corrcoef(np.asarray(Image.fromarray(given).resize((144, 112))).ravel(), turned.ravel())[0, 1] < -0.95, (
+        "the map, inverted"
+    )
     assert settings["start"]["kind"] == "depth" and settings["model"] == "emoji-depth" and settings["seed"] == 3
     assert -1 <= settings["depth_agreement"] <= 1
     assert settings["notices"] == [
@@ -152,6 +156,8 @@ def test_the_endpoint_takes_files(address, tmp_path):
     assert read_settings(made)["start"] == settings["start"]
     with pytest.raises(Exception, match="The strength is 2; it must be a number above 0, up to 1"):
         client.predict(picture, None, False, "a fox", "", 2, *common[2:], api_name="/depth")
+    with pytest.raises(Exception, match="There is no model 'emoji' for this; choose one of emoji-depth"):
+        client.predict(picture, None, False, "a fox", *common, "emoji", api_name="/depth")
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(Exception, match="This is not a PNG, JPEG or WebP picture"):
         client.predict(handle_file(tmp_path / "no.png"), None, False, "a fox", *common, api_name="/depth")

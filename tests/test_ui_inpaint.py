@@ -314,7 +314,7 @@ def test_the_api_inpaints_files(client, tmp_path):
         ((1, "magic", 10, 2), {}, "choose one of original, noise, blur"),
         ((1, "original", 1.5, 2), {}, "0 to 1024"),
         ((1, "original", 10, 99), {}, "0 to 64"),
-        ((1, "original", 10, 2), {"model": "emoji"}, "for inpainting; choose one of toy-inpaint, toy"),
+        ((1, "original", 10, 2), {"model": "emoji"}, "for this; choose one of toy-inpaint, toy"),
         ((1, "original", 10, 2), {"files": [files[0], None]}, images.UNPAINTED),
         ((1, "original", 10, 2), {"files": [files[0], handle_file(tmp_path / "black.png")]}, images.UNPAINTED),
         ((1, "original", 10, 2), {"files": [None, files[1]]}, "no picture to start from"),

@@ -110,7 +110,7 @@ def client(toy_engine):
         img2img.api(toy_engine, "emoji")
         inpaint.endpoint(toy_engine)
         depth.endpoint(toy_engine)
-        upscale.endpoint(toy_engine, "emoji-upscale")
+        upscale.endpoint(toy_engine)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, show_error=True)
     yield Client(url, verbose=False)
     demo.close()

@@ -85,6 +85,13 @@ def test_every_shape_that_comes_in_makes_a_request(tmp_path, size, side):
     assert max(found.image.size) <= side and request.source.noise_level == 20
 
 
+def test_a_runs_small_picture_comes_back_as_it_was(tmp_path):
+    flat = upscale.small_of(saved(tmp_path / "flat.png", blobs(1000, 400)), 128).image
+    assert flat.size == (128, 51), "less than a picture from outside needs"
+    back = upscale.small_of(saved(tmp_path / "back.png", flat), 128).image
+    assert back.tobytes() == flat.tobytes()
+
+
 def test_what_is_no_picture_or_no_number_has_its_sentence(tmp_path):
     good = saved(tmp_path / "good.png", blobs(64, 64))
     controls = ("emoji-upscale", "a dog", "", "4", "20", 1, "DDIM")

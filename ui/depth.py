@@ -156,12 +156,16 @@ def judge(engine: LocalEngine, asked: Request, traces: list[Trace], owner: str) 
 # --- what came out, as HTML -------------------------------------------------------------------------------------------------------------
 
 
-def grey(numbers: Tensor | np.ndarray, size: tuple[int, int]) -> str:
+def grey_image(numbers: Tensor | np.ndarray, size: tuple[int, int]) -> Image.Image:
     """A map as a picture of `size` (width, height), its nearest white and its farthest black."""
     v = render.numbers(numbers)
     span = float(v.max() - v.min()) or 1.0
     image = Image.fromarray(np.round(255 * (v - v.min()) / span).astype(np.uint8))
-    return render.uri(image.resize(size, Image.Resampling.BICUBIC), "PNG")
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def grey(numbers: Tensor | np.ndarray, size: tuple[int, int]) -> str:
+    return render.uri(grey_image(numbers, size), "PNG")
 
 
 def signed(x: float) -> str:
@@ -487,21 +491,29 @@ def endpoint(engine: LocalEngine) -> None:
     name = next((one for one in models if one in CATALOG and CATALOG[one].embedded), models[0] if models else "")
 
     @pictures.public
-    def depth_of(picture, depth_map, invert, prompt, negative, strength, seed, steps, guidance, scheduler, request: gr.Request):
+    def depth_of(
+        picture, depth_map, invert, prompt, negative, strength, seed, steps, guidance, scheduler, model, request: gr.Request
+    ):
         """A picture with the depth of another. Without a depth map it is estimated; in one, white is near, or far with invert.
 
-        Answers with the picture, its settings in a text chunk of the PNG, and with everything that made it as JSON. There,
-        depth_agreement is the rank correlation, -1 .. 1, of the depth of the result with the one asked."""
-        owner, start = pictures.caller(request), pictures.fitted(picture, engine.model(name).size)
+        Answers with the picture, its settings in a text chunk of the PNG; with the map that it followed, near is white; and with
+        everything that made it as JSON. There, depth_agreement is the rank correlation, -1 .. 1, of the depth of the result with the one
+        asked."""
+        model = pictures.known(model, models)
+        owner, start = pictures.caller(request), pictures.fitted(picture, engine.model(model).size)
         at = start.image
-        numbers = nearness(images.look_in(depth_map).image, at) if depth_map else estimated(engine, name, at, owner)
+        numbers = nearness(images.look_in(depth_map).image, at) if depth_map else estimated(engine, model, at, owner)
         numbers = numbers.max() + numbers.min() - numbers if invert else numbers
         source = Depth(Pixels.of(at), strength, Pixels.of(numbers))
-        wanted = Request(prompt, negative, seed, steps, guidance, scheduler, model=name, source=source)
+        wanted = Request(prompt, negative, seed, steps, guidance, scheduler, model=model, source=source)
         trace = pictures.drawn(engine, wanted, request)
         (agreement,) = judge(engine, wanted, [trace], owner).agreement
         notices = [start.said("en"), *start.notices]
-        return render.signed(trace), {**trace.settings(), "depth_agreement": agreement, "notices": notices}
+        return (
+            render.signed(trace),
+            grey_image(numbers, at.size),
+            {**trace.settings(), "depth_agreement": agreement, "notices": notices},
+        )
 
     fields = Request.__dataclass_fields__
     kinds = {"seed": "integer", "steps": "integer", "guidance": "number"}
@@ -513,6 +525,7 @@ def endpoint(engine: LocalEngine) -> None:
     ]
     raw += [Api("", {"type": "string"}), Api(0.8, {"type": "number"})]
     raw += [Api(fields[n].default, {"type": kinds.get(n, "string")}) for n in ("seed", "steps", "guidance", "scheduler")]
+    raw.append(Api(name, {"type": "string"}))
     with gr.Row(visible=False):
-        answer = [gr.Image(format="png", label="picture"), gr.JSON(label="settings")]
+        answer = [gr.Image(format="png", label="picture"), gr.Image(format="png", label="depth_map"), gr.JSON(label="settings")]
         gr.Button().click(depth_of, raw, answer, api_name="depth", concurrency_id="watch", concurrency_limit=common.WATCHERS)

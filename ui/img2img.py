@@ -369,23 +369,24 @@ def api(engine: LocalEngine, default: str) -> None:
     """The tab's public endpoint. Its values come raw, so that a wrong one meets core's own sentence."""
 
     @pictures.public
-    def img2img(picture, prompt, negative, strength, seed, steps, guidance, scheduler, exactly, request: gr.Request):
+    def img2img(picture, prompt, negative, strength, seed, steps, guidance, scheduler, exactly, model, request: gr.Request):
         """Draws from a picture; answers with the result, its settings in a text chunk of the PNG, and with everything that made it as
         JSON, notices of what was done to the picture among it. exactly: run as many steps as asked, at any strength. At strength 0 no
         step runs: the picture comes back through the VAE, with no settings in its PNG, and the notices say what that changed."""
-        start = pictures.fitted(picture, engine.model(default).size)
+        model = pictures.known(model, names)
+        start = pictures.fitted(picture, engine.model(model).size)
         notices = [start.said("en"), *start.notices]
         zero = is_zero(strength)
         settings = prompt, negative, guidance, steps, seed, scheduler
-        wanted = request_of(start.image, 1 if zero else strength, bool(exactly), default, *settings)
+        wanted = request_of(start.image, 1 if zero else strength, bool(exactly), model, *settings)
         if zero:
-            back, psnr = engine.ask(default, lambda sd: there_and_back(sd, start.image, wanted.seed), pictures.caller(request))
+            back, psnr = engine.ask(model, lambda sd: there_and_back(sd, start.image, wanted.seed), pictures.caller(request))
             said = texts.say("en", "img2img_zero", psnr=f"{psnr:.1f}")
             return back, {"strength": 0, "seed": wanted.seed, "notices": [*notices, said]}
         trace = pictures.drawn(engine, wanted, request)
         return render.signed(trace), trace.settings() | {"notices": notices}
 
-    f = FIRST
+    f, names = FIRST, engine.for_role("base")
     kinds = {
         "strength": "number",
         "seed": "integer",
@@ -393,8 +394,9 @@ def api(engine: LocalEngine, default: str) -> None:
         "guidance": "number",
         "scheduler": "string",
         "exactly": "boolean",
+        "model": "string",
     }
-    first = [STRENGTH, 0, f.steps, f.guidance, f.scheduler, False]
+    first = [STRENGTH, 0, f.steps, f.guidance, f.scheduler, False, default]
     raw = [Api(None, {"type": "string"}), Api("", {"type": "string"})]
     raw += [Api(value, {"type": kind}) for value, kind in zip(first, kinds.values(), strict=True)]
     with gr.Row(visible=False):

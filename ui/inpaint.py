@@ -558,8 +558,7 @@ def endpoint(engine: LocalEngine) -> None:
         """A part of a picture made anew. The mask is a picture of its own, white where to change, fitted to the picture's shape; padding
         (pixels) draws the masked part alone, null all of it. Answers with the composited picture, which outside the blurred mask is the
         original to the bit, its settings in a text chunk of the PNG; with the raw picture; and with everything that made it as JSON."""
-        if model not in names:
-            raise ValueError(f"There is no model {str(model)[:40]!r} for inpainting; choose one of {', '.join(names)}.")
+        model = pictures.known(model, names)
         if not picture:
             raise ValueError("There is no picture to start from; choose one first.")
         opened = images.look_in(picture)

@@ -490,6 +490,13 @@ def caller(request: gr.Request) -> str:
     return f"api {request.session_hash}"
 
 
+def known(model: object, names: Sequence[str]) -> str:
+    """The model that a program names. Raises ValueError if it is none of `names`."""
+    if model not in names:
+        raise ValueError(f"There is no model {str(model)[:40]!r} for this; choose one of {', '.join(names)}.")
+    return str(model)
+
+
 def drawn(engine: LocalEngine, wanted: Request, request: gr.Request) -> Trace:
     """A run for a program, when it is finished."""
     return engine.result(engine.submit(wanted, caller(request)))

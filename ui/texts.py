@@ -2387,8 +2387,8 @@ REFUSALS = [
     ),
     (r"This run is no inpainting; choose another\.", "この実行はインペイントではありません。別のものを選んでください。"),
     (
-        r"There is no model (.+) for inpainting; choose one of (.+)\.",
-        "インペイントに使えるモデル {0} はありません。{1} から選んでください。",
+        r"There is no model (.+) for this; choose one of (.+)\.",
+        "これに使えるモデル {0} はありません。{1} から選んでください。",
     ),
     (
         r"An inpainting puts back what it keeps of one picture; make the others one after the other\.",

@@ -387,28 +387,33 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     press = "() => document.querySelector('#upscale-go')?.click()"
     attempt.click(lambda: f"{TRY}", None, level, **QUICK).success(None, None, None, js=press, api_visibility="private")
     pictures.fill(shared, tab, picture, controls, "upscale", restored, [level, side])
-    endpoint(engine, next(iter(engine.for_role("upscale")), ""))
+    endpoint(engine)
 
 
-def endpoint(engine: LocalEngine, default: str) -> None:
+def endpoint(engine: LocalEngine) -> None:
     """The tab's one public endpoint. Its values come raw, so that a wrong one meets core's own sentence."""
 
+    names = engine.for_role("upscale")
+    default = next(iter(names), "")
+
     @pictures.public
-    def upscale(picture, prompt, noise_level, side, negative, seed, steps, guidance, scheduler, in_tiles, request: gr.Request):
+    def upscale(
+        picture, prompt, noise_level, side, negative, seed, steps, guidance, scheduler, in_tiles, model, request: gr.Request
+    ):
         """Enlarges a picture (PNG, JPEG or WebP) four times, of its long side at most `side` pixels; in_tiles: piece by piece. Answers
         with the picture, its settings in a text chunk of the PNG, and with everything that made it as JSON."""
         small = small_of(picture, side)
-        wanted = request_of(small, noise_level, default, prompt, negative, guidance, steps, seed, scheduler)
+        wanted = request_of(small, noise_level, pictures.known(model, names), prompt, negative, guidance, steps, seed, scheduler)
         trace = pieced(wanted, pictures.caller(request)) if in_tiles else pictures.drawn(engine, wanted, request)
         return render.signed(trace), trace.settings() | {"notices": list(small.notices)}
 
     def pieced(wanted: Request, owner: str) -> Trace:
         began = time.perf_counter()
-        job = engine.submit_work(default, tiles.work(wanted), owner, "upscale")
+        job = engine.submit_work(wanted.model, tiles.work(wanted), owner, "upscale")
         for _ in engine.events(job):
             pass
         made = {turn.tile: turn.picture for turn in engine.values(job) if turn.picture is not None}
-        return assembled(engine.model(default), wanted, made, time.perf_counter() - began)
+        return assembled(engine.model(wanted.model), wanted, made, time.perf_counter() - began)
 
     raw = [
         Api("", {"type": "string"}),
@@ -420,6 +425,7 @@ def endpoint(engine: LocalEngine, default: str) -> None:
         Api(GUIDANCE, {"type": "number"}),
         Api("DDIM", {"type": "string"}),
         Api(False, {"type": "boolean"}),
+        Api(default, {"type": "string"}),
     ]
     with gr.Row(visible=False):
         file = gr.File(label="picture", type="filepath")
