@@ -140,7 +140,6 @@ CATALOG = {
             3.7,
         ),
     ]
-    if not c.embedded or (MODELS / c.name).is_dir()  # one that is trained later is offered once its folder is there
 }
 
 

@@ -149,7 +149,7 @@ def depth(count: int, batch: int) -> dict:
 
 
 @torch.no_grad()
-def upscale(count: int, noise_level: int, guidance: float) -> dict:
+def upscale(count: int, noise_level: int, guidance: float, steps: int) -> dict:
     pipe, rng = opened(StableDiffusionUpscalePipeline, "emoji-upscale"), random.Random(43)
     errors: dict[str, list[float]] = {"bicubic": [], "diffusion": [], "its VAE alone": []}
     for i in range(count):
@@ -160,7 +160,7 @@ def upscale(count: int, noise_level: int, guidance: float) -> dict:
         made = pipe(
             prompt=caption(spec, rng),
             image=small,
-            num_inference_steps=STEPS,
+            num_inference_steps=steps,
             guidance_scale=guidance,
             noise_level=noise_level,
             generator=random_of(700_000 + i),
@@ -173,7 +173,7 @@ def upscale(count: int, noise_level: int, guidance: float) -> dict:
             errors[name].append(float(np.square(picture - true).mean()))
     of_means = {f"{name}, PSNR of the mean error": round(-10 * float(np.log10(np.mean(e))), 2) for name, e in errors.items()}
     means = {f"{name}, mean PSNR": round(float(np.mean(-10 * np.log10(e))), 2) for name, e in errors.items()}
-    return {**of_means, **means, "noise level": noise_level, "guidance": guidance, "of": count}
+    return {**of_means, **means, "noise level": noise_level, "guidance": guidance, "steps": steps, "of": count}
 
 
 def main() -> None:
@@ -183,14 +183,15 @@ def main() -> None:
     ask.add_argument("--batch", type=int, default=16)
     ask.add_argument("--noise-level", type=int, default=0)
     ask.add_argument("--guidance", type=float, default=1.0, help="of the upscaler")
+    ask.add_argument("--steps", type=int, default=STEPS, help="of the upscaler")
     args = ask.parse_args()
     measures = {
         "inpaint": lambda: inpaint(args.count, args.batch),
         "depth": lambda: depth(args.count, args.batch),
-        "upscale": lambda: upscale(args.count // 8, args.noise_level, args.guidance),
+        "upscale": lambda: upscale(args.count // 8, args.noise_level, args.guidance, args.steps),
     }
     for kind in args.kind or measures:
-        found = {**measures[kind](), "steps": STEPS}
+        found = {"steps": STEPS, **measures[kind]()}
         print(kind, json.dumps(found, indent=1), flush=True)
         (MODELS / f"emoji-{kind}" / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
 

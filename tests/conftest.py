@@ -102,10 +102,6 @@ def toy_model(*, heads=2, linear=False, prediction_type="epsilon", text_width=16
     )
 
 
-# Its tab, and the tests of its weights and of the tab on the page, wait for it: an untrained one would show noise.
-needs_upscaler = pytest.mark.skipif("emoji-upscale" not in catalog.CATALOG, reason="assets/models has no emoji-upscale yet")
-
-
 def toy_estimator():
     config = DPTConfig(
         image_size=64,

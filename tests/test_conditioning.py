@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from conftest import needs_upscaler, toy_model
+from conftest import toy_model
 from diffusers import (
     DDPMScheduler,
     StableDiffusionDepth2ImgPipeline,
@@ -126,7 +126,6 @@ def test_equals_the_pipeline_on_the_embedded_model(member, kind, model, strength
     assert differ(end(member(model), request), pipeline_latents(member(model), request)) <= 1e-5
 
 
-@needs_upscaler
 @pytest.mark.parametrize("noise_level", [0, 20, 200])
 def test_equals_the_pipeline_on_the_embedded_upscaler(member, noise_level):
     # It has no strength, it always starts from noise. A quarter of the pixels that it was made for are enough to compare.

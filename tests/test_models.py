@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import needs_upscaler
 from diffusers import (
     DiffusionPipeline,
     StableDiffusionDepth2ImgPipeline,
@@ -84,7 +83,7 @@ def above_bicubic(found: dict) -> float:
         ("emoji-inpaint", lambda found: -found["largest change outside, composited"], 0),
         ("emoji-depth", lambda found: found["estimator against the truth"], 0.85),
         ("emoji-depth", lambda found: found["generated against the asked"], 0.60),
-        pytest.param("emoji-upscale", above_bicubic, 1.5, marks=needs_upscaler),
+        ("emoji-upscale", above_bicubic, 1.5),
     ],
 )
 def test_it_is_as_good_as_it_has_to_be(name, measured, least):

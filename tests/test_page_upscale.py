@@ -6,14 +6,13 @@ import re
 
 import numpy as np
 import pytest
-from conftest import needs_upscaler
 from PIL import Image
 
 from core import images
 from core.conditioning import Upscale
 from ui import upscale
 
-pytestmark = [pytest.mark.page, needs_upscaler]
+pytestmark = pytest.mark.page
 WAIT = {"timeout": 120_000}
 PIXELS = """(s) => { const c = document.querySelector(s);
 return [c.height, c.width, ...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]; }"""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import needs_upscaler, toy_model
+from conftest import toy_model
 from diffusers import AutoencoderKL
 from test_conditioning import picture
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -130,7 +130,6 @@ class Alive(TorchDispatchMode):
         self.now -= size
 
 
-@needs_upscaler
 def test_the_formula_holds_what_the_decoder_and_the_unet_keep_alive():
     sd = models.load("emoji-upscale", device="cpu")
     request = Request("a dog", steps=1, guidance=4.0, source=Upscale(picture(64, 48)), model="emoji-upscale")

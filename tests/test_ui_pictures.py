@@ -11,7 +11,7 @@ from conftest import toy_model
 from PIL import Image
 
 from core import conditioning, images
-from core.catalog import CATALOG, ROLES
+from core.catalog import ROLES
 from core.engine import LocalEngine
 from ui import depth, img2img, inpaint, pictures, render, texts, upscale
 
@@ -47,8 +47,6 @@ def test_where_a_photo_was_taken_is_in_no_answer(case, address, page_engine, tmp
     from gradio_client import Client, handle_file
 
     name = case.split(",")[0]
-    if name == "upscale" and "emoji-upscale" not in CATALOG:
-        pytest.skip("assets/models has no emoji-upscale yet")
     (tmp_path / "photo.jpg").write_bytes(photo())
     assert len(told(photo())) == 4 and Image.open(tmp_path / "photo.jpg").getexif()
     mask = np.zeros((80, 96), np.uint8)

@@ -10,7 +10,6 @@ import pytest
 from conftest import toy_model
 
 from core.attention import Record
-from core.catalog import CATALOG
 from core.engine import LocalEngine
 from core.images import read_settings
 from core.sampling import Request
@@ -203,7 +202,7 @@ def test_generate_answers_with_the_picture_and_what_made_it(address):
     picture, made_by = client.predict("a red apple", "", 3, 4, 2.5, "Euler", api_name="/generate")
     assert read_settings(picture) == made_by
     assert (made_by["seed"], made_by["guidance"], made_by["model"], made_by["stopped"]) == (3, 2.5, "toy", False)
-    public = ["/generate", "/img2img", "/inpaint", "/depth", *(["/upscale"] if "emoji-upscale" in CATALOG else [])]
+    public = ["/generate", "/img2img", "/inpaint", "/depth", "/upscale"]
     public += ["/train", "/train_status"]
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == public, "nothing else is public"
 

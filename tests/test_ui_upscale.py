@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import needs_upscaler, toy_model
+from conftest import toy_model
 from PIL import Image
 from test_conditioning import picture
 
@@ -231,7 +231,6 @@ def test_a_work_says_which_tile_it_is_at(toy):
     assert "place 2" in upscale.tile_status(Snapshot("x", "queued", place=2), [], "en")
 
 
-@needs_upscaler
 def test_an_upscaler_without_a_preview_of_its_own_takes_the_published_one(tmp_path):
     copy = tmp_path / "bare"
     shutil.copytree(MODELS / "emoji-upscale", copy)

@@ -454,7 +454,7 @@ def send_row(
     with gr.Row(elem_classes="send"):
         gr.HTML(i18n("pictures_send"), html_template="<p>${value}</p>", apply_default_css=False, min_width=80)
         for target in TABS:
-            if target == name or (target == "upscale" and "emoji-upscale" not in CATALOG):  # see ui/__init__.py
+            if target == name:
                 continue
             button = gr.Button(i18n(f"tab_{target}"), size="md", min_width=96, elem_id=f"{name}-to-{target}")
 
