@@ -244,7 +244,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         image, psnr = engine.ask(model, lambda sd: there_and_back(sd, picture, settings[4] or 0), owner)
         said = texts.say(language, "img2img_zero", psnr=f"{psnr:.1f}")
         bare = common.packed(viewing.empty(language, said="img2img_zero_viewer"))
-        made = pictures.Made(image, request_of(picture, STRENGTH, exactly, model, *settings))
+        made = pictures.Made(Pixels.of(image), request_of(picture, STRENGTH, exactly, model, *settings))
         yield {panel.viewer: bare, panel.mine: "", back: made, **compared(picture, image, said)}
 
     def compared(before: Image.Image, after: Image.Image, said: str) -> dict:

@@ -18,7 +18,7 @@ from PIL import Image
 from core import images
 from core.attention import Record
 from core.catalog import CATALOG
-from core.conditioning import Inpaint, Source
+from core.conditioning import Inpaint, Pixels, Source
 from core.engine import ENDED, LocalEngine
 from core.sampling import Request
 from core.schedulers import SCHEDULERS
@@ -34,7 +34,7 @@ TABS = ("img2img", "inpaint", "depth", "upscale")  # that take a picture from ot
 class Made:
     """A picture as a tab shows it, and what was asked for."""
 
-    image: Image.Image
+    picture: Pixels  # not Pillow's, which has no hash: Gradio asks every state for one
     request: Request
 
 
@@ -118,7 +118,7 @@ def result_of(trace: Trace) -> Image.Image:
 
 def made_of(trace: Trace) -> Made:
     """A finished run's picture. Raises ValueError as result_of does."""
-    return Made(result_of(trace), trace.request)
+    return Made(Pixels.of(result_of(trace)), trace.request)
 
 
 def note_html(path: str | None, side: int, language: str) -> str:
@@ -412,7 +412,7 @@ def fill(
     def receive(sent: Sent, owner: str | None, request: gr.Request) -> dict:
         try:
             if sent.made:
-                return (controls.restored(sent.made.request) if controls else {}) | {start: sent.made.image}
+                return (controls.restored(sent.made.request) if controls else {}) | {start: sent.made.picture.image}
             going_on = sent.run in engine.mine(common.owner_of(owner))
             r = engine.request(sent.run) if going_on else shared.trace_of(sent.run, owner).request
             filled = controls.restored(r) if controls else {}
