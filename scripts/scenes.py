@@ -19,7 +19,7 @@ from scipy.ndimage import distance_transform_edt
 
 ART = Path(__file__).resolve().parent.parent / ".data" / "fluent" / "assets"
 
-# Name in a caption -> code point. Chosen to look unlike each other at 128 px; a small model on two CPU cores learns about a hundred.
+# Name in a caption -> code point. Chosen to look unlike each other at 128 px. New ones go to the end: --favour counts from there.
 OBJECTS = {
     # animals, seen from the front: they can wear a hat
     "monkey": "1f435", "dog": "1f436", "wolf": "1f43a", "fox": "1f98a", "raccoon": "1f99d", "cat": "1f431", "lion": "1f981",
@@ -40,6 +40,27 @@ OBJECTS = {
     "tent": "26fa", "crown": "1f451", "top hat": "1f3a9", "graduation cap": "1f393", "balloon": "1f388", "soccer ball": "26bd",
     "basketball": "1f3c0", "guitar": "1f3b8", "trumpet": "1f3ba", "drum": "1f941", "alarm clock": "23f0", "umbrella": "2602-fe0f",
     "light bulb": "1f4a1", "key": "1f511", "camera": "1f4f7", "gift": "1f381", "bell": "1f514",
+    # the second eighty: animals
+    "horse": "1f40e", "gorilla": "1f98d", "deer": "1f98c", "camel": "1f42a", "rhinoceros": "1f98f", "kangaroo": "1f998",
+    "hedgehog": "1f994", "bat": "1f987", "skunk": "1f9a8", "peacock": "1f99a", "swan": "1f9a2", "chick": "1f425",
+    "crocodile": "1f40a", "snake": "1f40d", "dragon": "1f409", "dinosaur": "1f995", "shark": "1f988", "jellyfish": "1fabc",
+    "lobster": "1f99e", "caterpillar": "1f41b",
+    # food
+    "tangerine": "1f34a", "peach": "1f351", "kiwi": "1f95d", "tomato": "1f345", "coconut": "1f965", "eggplant": "1f346",
+    "potato": "1f954", "onion": "1f9c5", "croissant": "1f950", "pretzel": "1f968", "waffle": "1f9c7", "cheese": "1f9c0",
+    "taco": "1f32e", "sandwich": "1f96a", "french fries": "1f35f", "popcorn": "1f37f", "cookie": "1f36a",
+    "birthday cake": "1f382", "lollipop": "1f36d", "ice cream": "1f366", "teapot": "1fad6", "fried egg": "1f373",
+    # plants, sky and weather
+    "palm tree": "1f334", "clover": "1f340", "maple leaf": "1f341", "moon": "1f319", "star": "2b50", "snowman": "26c4",
+    # vehicles and places
+    "bicycle": "1f6b2", "ambulance": "1f691", "fire truck": "1f692", "tractor": "1f69c", "train": "1f682", "ship": "1f6a2",
+    "flying saucer": "1f6f8", "castle": "1f3f0", "ferris wheel": "1f3a1", "volcano": "1f30b", "anchor": "2693",
+    "skateboard": "1f6f9",
+    # things
+    "trophy": "1f3c6", "robot": "1f916", "ghost": "1f47b", "pumpkin": "1f383", "dice": "1f3b2", "saxophone": "1f3b7",
+    "microphone": "1f3a4", "headphones": "1f3a7", "glasses": "1f453", "t-shirt": "1f455", "backpack": "1f392",
+    "diamond": "1f48e", "book": "1f4d5", "laptop": "1f4bb", "television": "1f4fa", "hammer": "1f528", "bomb": "1f4a3",
+    "magnet": "1f9f2", "chair": "1fa91", "bucket": "1faa3",
 }  # fmt: skip
 
 # Never seen by any embedded model: the subjects of the DreamBooth lessons, with the class word that the base model does know.
@@ -57,7 +78,7 @@ ALIASES = {
     "tree": "pine tree",
     "mushroom": "red mushroom",
 }
-PLURAL = {"grapes", "cherries"}  # "grapes on a red background", without an article
+PLURAL = {"grapes", "cherries", "fries", "popcorn", "dice", "headphones", "glasses"}  # "grapes on a red background", no article
 WEARERS = list(OBJECTS)[:17]
 HATS = ["top hat", "crown", "graduation cap"]
 
@@ -110,14 +131,18 @@ def art(name: str) -> Image.Image:
     return picture.crop(picture.getchannel("A").point(lambda a: 255 * (a > 20)).getbbox())
 
 
-def sample_spec(rng: random.Random, split: str = "train", relation: str | None = None) -> Spec:
-    """A random scene of split "train" (no held-out triple), "test" (a held-out triple in it) or "any"."""
+def sample_spec(rng: random.Random, split: str = "train", relation: str | None = None, favour: int | None = None) -> Spec:
+    """A random scene of split "train" (no held-out triple), "test" (a held-out triple in it) or "any". favour: the objects after so
+    many come three times as often as the first ones, which the model that is trained on knows already."""
+    pool = list(OBJECTS) if favour is None else [*OBJECTS, *(2 * list(OBJECTS)[favour:])]
     while True:
         kind = relation or rng.choices(RELATIONS, [0.5, 0.2, 0.15, 0.15])[0]
         if kind == "wearing":
             objects = (rng.choice(WEARERS), rng.choice(HATS))
         else:
-            objects = tuple(rng.sample(list(OBJECTS), 1 if kind == "alone" else 2))
+            objects = tuple(rng.sample(pool, 1 if kind == "alone" else 2))
+            if len(set(objects)) < len(objects):
+                continue
         spec = Spec(
             objects=objects,
             relation=kind,
@@ -241,7 +266,7 @@ def compose(spec: Spec, side: int = 128) -> Scene:
 def with_article(words: str) -> str:
     if words.split()[-1] in PLURAL:
         return words
-    return ("an " if words[0] in "aeiou" else "a ") + words
+    return ("an " if words[0] in "aeiou" and not words.startswith("uni") else "a ") + words
 
 
 def caption(spec: Spec, rng: random.Random) -> str:

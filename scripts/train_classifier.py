@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scenes import BACKGROUNDS, HELD_OUT, OBJECTS, STYLES, Spec, compose, sample_spec
 from train_vae import to_tensor
-from training import MODELS, device, train_loop
+from training import MODELS, device, mixed, train_loop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only, and core/ is beside that
 from core.judge import FOLDER, GRID, SIDE, Judge, Verdict
@@ -189,7 +189,7 @@ def main() -> None:
         present = division[:, :-1].sum((2, 3)).gt(0).float()
         if torch.rand(()) < 0.5:  # emoji are nearly symmetric, and order is measured on the map, which turns with the picture
             x, division = x.flip(3), division.flip(3)
-        with torch.autocast(device().type, torch.bfloat16):
+        with mixed():
             verdict = judge(x)
         return (
             -(division * verdict.cells).sum(1).mean()

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
@@ -31,7 +30,7 @@ import scenes
 from scenes import Scene, Spec, caption, compose, with_article
 from train_unet import INDEX, Noise, encoded, on_fixed_noise, posterior
 from train_vae import to_tensor
-from training import MODELS, SHARD, device, kept, train_loop, write_manifest
+from training import MODELS, SHARD, device, fast_attention, kept, mixed, train_loop, write_manifest
 
 CHANNELS = {"inpaint": 9, "depth": 5}
 INDICES = {
@@ -228,8 +227,7 @@ def main() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32).requires_grad_(False).to(device())
     unet.to(device())
-    if device().type == "cpu":
-        unet.set_attn_processor(AttnProcessor())  # see train_unet.py
+    fast_attention(unet)
     noise, words = Noise(), random.Random(8)
     print(f"{sum(p.numel() for p in unet.parameters()):,} parameters, {len(further)} scenes", flush=True)
 
@@ -240,7 +238,7 @@ def main() -> None:
         extra = further[rows, torch.randint(further.shape[1], (args.batch,))].to(device()).float()
         texts = ["" if words.random() < 0.1 else asked(specs[r], int(hidden[r]), words) for r in rows]
         ids = tokenizer(texts, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
-        with torch.autocast(device().type, torch.bfloat16):
+        with mixed():
             with torch.no_grad():
                 text = text_encoder(ids.to(device()))[0]  # (B, 77, D)
             out = unet(torch.cat([x, extra], 1), t, encoder_hidden_states=text).sample.float()

@@ -22,7 +22,7 @@ from transformers import DPTConfig, DPTForDepthEstimation
 import scenes
 from scenes import compose, sample_spec
 from train_vae import to_tensor
-from training import MODELS, SHARD, device, kept, train_loop, write_manifest
+from training import MODELS, SHARD, device, kept, mixed, train_loop, write_manifest
 
 # Written by hand: what transformers saves without torchvision names a class that older versions do not know.
 PROCESSOR = {
@@ -132,7 +132,7 @@ def train(estimator: DPTForDepthEstimation, args: argparse.Namespace) -> None:
         x, y = torch.where(flip[:, None], x.flip(3), x), torch.where(flip, y.flip(2), y)
         x = x + 0.1 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)  # made pictures are never quite clean
         head[last] = nn.Identity()
-        with torch.autocast(device().type, torch.bfloat16):
+        with mixed():
             guess = estimator(x).predicted_depth.float()
         head[last] = relu
         return torch.where(y > 0, guess - y, (guess + 0.1).clamp(min=0)).square().mean()

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.embeddings import get_timestep_embedding
 from numpy.lib.format import open_memmap
 from PIL import Image
@@ -32,7 +31,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from scenes import Spec, caption, compose, sample_spec
 from train_unet import preview_matrix
 from train_vae import NOISE, to_tensor
-from training import MODELS, SHARD, STATE, device, train_loop, write_manifest
+from training import MODELS, SHARD, STATE, device, fast_attention, has_halves, mixed, train_loop, write_manifest
 
 SIDE, FACTOR = 512, 4  # pixels of a scene, pixels per latent
 SCALING = 0.08333  # the pipeline sets the VAE's scaling_factor to this whatever the config says: our latents are made to fit it
@@ -171,7 +170,7 @@ def latents_of(vae: AutoencoderKL, pictures: np.ndarray, autocast: bool = True) 
     parts = []
     for i in range(len(pictures)):
         x = to_tensor(np.array(pictures[i : i + 1])).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device().type, torch.bfloat16, enabled=autocast):
+        with torch.autocast(device().type, torch.bfloat16, enabled=autocast and has_halves()):
             z = vae.encode(x).latent_dist.mode()
         parts.append((z.float() * SCALING).half().cpu().contiguous())
         if i % 200 == 199:
@@ -220,7 +219,7 @@ def train_vae(args: argparse.Namespace, folder: Path) -> None:
             crop = train[i, y : y + args.crop, x : x + args.crop]
             crops.append(crop[:, ::-1] if places.random() < 0.5 else crop)
         x = to_tensor(np.stack(crops)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device().type, torch.bfloat16):
+        with mixed():
             latents = vae.encode(x).latent_dist
             z = latents.sample()
             z = z + NOISE * torch.rand(len(z), 1, 1, 1, device=z.device) * z.std() * torch.randn_like(z)
@@ -312,8 +311,7 @@ def train_unet(args: argparse.Namespace, folder: Path) -> None:
         else build_unet(text_encoder.config.hidden_size)
     )
     unet.to(device(), memory_format=torch.channels_last)
-    if device().type == "cpu":
-        unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
+    fast_attention(unet)
 
     specs = specs_of(args.scenes, "train", 1)
     train = scenes(specs)
@@ -364,7 +362,7 @@ def train_unet(args: argparse.Namespace, folder: Path) -> None:
         eps = torch.randn_like(x0) + offset(x0)
         x = torch.cat([noise.add_noise(x0, eps, t), picture], 1).contiguous(memory_format=torch.channels_last)
         text = embedded(words)
-        with torch.autocast(device().type, torch.bfloat16):
+        with mixed():
             out = unet(x, t, encoder_hidden_states=text, class_labels=level).sample.float()
         # An error of v is one of x0 divided by the noise's share. With equal weights half of the gradient came from t < 200, where x0 is
         # all but seen and the small picture, which is what has to be learned, hardly counts.

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from scenes import compose, sample_spec
-from training import MODELS, SHARD, device, train_loop, write_manifest
+from training import MODELS, SHARD, device, mixed, train_loop, write_manifest
 
 NOISE = 0.1  # of the latents' standard deviation, at most
 
@@ -93,7 +93,7 @@ def main() -> None:
 
     def loss_of(_) -> Tensor:
         x = to_tensor(train[rng.integers(0, len(train), args.batch)]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device().type, torch.bfloat16):
+        with mixed():
             latents = vae.encode(x).latent_dist
             z = latents.sample()
             z = z + NOISE * torch.rand(len(z), 1, 1, 1, device=z.device) * z.std() * torch.randn_like(z)
