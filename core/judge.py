@@ -25,22 +25,22 @@ GRID = 8  # cells a side of the location map
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge says of B pictures. Columns follow Judge.names, .backgrounds and .styles."""
+    """What the judge says of B pictures. Columns follow Judge.names, of which there are N, .backgrounds and .styles."""
 
-    objects: Tensor  # (B, 92) log-odds that the object is in the picture
+    objects: Tensor  # (B, N) log-odds that the object is in the picture
     background: Tensor  # (B, 12) logits
     style: Tensor  # (B, 6) logits
-    cells: Tensor  # (B, 93, 8, 8) log of the share of each cell that belongs to an object; the last plane is "nothing"
+    cells: Tensor  # (B, N + 1, 8, 8) log of the share of each cell that belongs to an object; the last plane is "nothing"
     features: Tensor  # (B, 160) the subject's embedding, mean of the cells that an object covers; for measures of likeness
 
     @property
     def where(self) -> Tensor:
-        """(B, 92, 8, 8) share of each cell that the object covers, in [0, 1]."""
+        """(B, N, 8, 8) share of each cell that the object covers, in [0, 1]."""
         return self.cells[:, :-1].exp()
 
     @property
     def centres(self) -> Tensor:
-        """(B, 92, 2): x and y in [0, 1] of each object's centre of mass. Squared, so that faint traces elsewhere do not pull."""
+        """(B, N, 2): x and y in [0, 1] of each object's centre of mass. Squared, so that faint traces elsewhere do not pull."""
         mass = self.where.square() + 1e-12
         places = (torch.arange(GRID, device=mass.device) + 0.5) / GRID
         return torch.stack([(mass.sum(2) * places).sum(2), (mass.sum(3) * places).sum(2)], 2) / mass.sum((2, 3))[..., None]

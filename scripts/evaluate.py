@@ -34,7 +34,7 @@ from core.judge import FOLDER, Judge, Verdict, load_judge
 
 TIMESTEPS = (200, 300, 400, 500, 600)  # noise at which the attention maps are read: shapes are settled, details are not
 COLUMNS = {  # name in the table -> what it is a share of, for the footnotes
-    "object": "one-object prompts: the judge's first of 92 names is the prompt's",
+    "object": "one-object prompts: the judge's first of all names is the prompt's",
     "both": "two-object prompts: the judge's first two names are the prompt's",
     "both, placed": "the same, of prompts with two objects side by side or one above the other",
     "both, wearing": "the same, of prompts with an animal in a hat",

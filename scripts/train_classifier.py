@@ -1,6 +1,7 @@
 """Trains the judge of generated pictures (core/judge.py) on composed scenes, and measures it on scenes it has not seen.
 
     python scripts/train_classifier.py --minutes 12   # resumes by itself; stops by itself; wants assets/models/emoji/vae
+    python scripts/train_classifier.py --minutes 6 --again --rate 1e-3   # on from the judge in assets/; names that it lacks are new
 
 Generated pictures are blurred, noisy and slightly wrong in colour: so is a part of what the judge learns from, a quarter of it through
 the VAE with noise in the latents, which leaves the faults that a UNet leaves. Loss: cross entropy of each cell's division among the
@@ -26,7 +27,7 @@ from train_vae import to_tensor
 from training import MODELS, device, mixed, train_loop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only, and core/ is beside that
-from core.judge import FOLDER, GRID, SIDE, Judge, Verdict
+from core.judge import FOLDER, GRID, SIDE, Judge, Verdict, load_judge
 
 NAMES = [*OBJECTS, *HELD_OUT]
 
@@ -138,6 +139,19 @@ def told(shares: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
 
 
+def renamed(old: Judge, names: list[str]) -> Judge:
+    """The same judge for other names: planes of names that it knows are kept, new ones begin at random."""
+    new = Judge(names, old.backgrounds, old.styles, old.width)
+    state = {k: v for k, v in old.state_dict().items() if not k.startswith("cells.")}
+    new.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        for place, name in enumerate([*names, "nothing"]):
+            if name in old.names or name == "nothing":
+                known = old.names.index(name) if name in old.names else len(old.names)
+                new.cells.weight[place], new.cells.bias[place] = old.cells.weight[known], old.cells.bias[known]
+    return new
+
+
 def save_judge(judge: Judge, accuracy: dict[str, float], folder: Path = FOLDER) -> None:
     """Half precision: under 3 MB. The names go with it, so that a judge means the same when scenes.py changes."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,10 +176,12 @@ def main() -> None:
     ask.add_argument("--batch", type=int, default=64)
     ask.add_argument("--rate", type=float, default=3e-3)
     ask.add_argument("--model", default="emoji", help="whose VAE wears a quarter of the scenes")
+    ask.add_argument("--again", action="store_true", help="begin with the judge in assets/, where no training state is left")
     args = ask.parse_args()
 
     torch.manual_seed(0)
-    judge = Judge(NAMES, list(BACKGROUNDS), STYLES).to(device(), memory_format=torch.channels_last).train()
+    judge = renamed(load_judge(), NAMES) if args.again else Judge(NAMES, list(BACKGROUNDS), STYLES)
+    judge.to(device(), memory_format=torch.channels_last).train().requires_grad_(True)
     train, unseen = lessons(args.scenes, seed=11), lessons(args.unseen, seed=12)
     folder = MODELS / args.model / "vae"
     vae = AutoencoderKL.from_pretrained(folder).to(device()).eval() if folder.exists() else None
