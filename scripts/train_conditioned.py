@@ -3,6 +3,7 @@
     python scripts/train_conditioned.py --kind inpaint --minutes 60   # resumes by itself, stops by itself
     python scripts/train_conditioned.py --kind depth --minutes 40     # after train_depth_estimator.py, whose maps it learns to follow
     python scripts/train_conditioned.py --kind depth --minutes 0      # the untrained model: it paints what the base paints
+    python scripts/train_conditioned.py --kind depth --carry OLD      # the base has learned more since OLD, a folder with its former UNet
 
 inpaint  9 channels: noised latents (4), mask (1), latents of the picture with the masked pixels grey (4)
 depth    5 channels: noised latents (4), depth map scaled to [-1, 1] (1)
@@ -52,6 +53,17 @@ def grown(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
     state["conv_in.weight"] = F.pad(weight, (0, 0, 0, 0, 0, channels - weight.shape[1]))
     whole.load_state_dict(state)
     return whole
+
+
+def carried(own: UNet2DConditionModel, before: UNet2DConditionModel, now: UNet2DConditionModel) -> UNet2DConditionModel:
+    """What the base has learned since this model was grown from it, added to what this model has learned itself: own + (now - before)
+    (task arithmetic, Ilharco et al. 2023). Both were small steps from the same weights."""
+    state, old, new = own.state_dict(), before.state_dict(), now.state_dict()
+    for name, weight in state.items():
+        step = new[name] - old[name]
+        (weight[:, : step.shape[1]] if name == "conv_in.weight" else weight).add_(step)
+    own.load_state_dict(state)
+    return own
 
 
 # --- holes --------------------------------------------------------------------------------------------------------------------
@@ -205,13 +217,18 @@ def main() -> None:
     ask.add_argument("--batch", type=int, default=32)
     ask.add_argument("--rate", type=float, default=6e-4)
     ask.add_argument("--base", default="emoji")
+    ask.add_argument("--grow", type=int, metavar="N", help="the scenes that train_unet.py --grow N had")
     ask.add_argument("--again", action="store_true", help="begin with the weights in the model's own folder, not with the base's")
+    ask.add_argument("--carry", type=Path, help="as --again, and add what the base has learned since the UNet in this folder")
     args = ask.parse_args()
 
     base, folder = MODELS / args.base, MODELS / f"{args.base}-{args.kind}"
     torch.manual_seed(0)
-    if args.again:
+    if args.again or args.carry:
         unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+        if args.carry:
+            parts = (UNet2DConditionModel.from_pretrained(path) for path in (args.carry, base / "unet"))
+            unet = carried(unet, *parts)
     else:
         unet = grown(UNet2DConditionModel.from_pretrained(base / "unet"), CHANNELS[args.kind])
     copy_base(base, folder)
@@ -221,7 +238,7 @@ def main() -> None:
     side = unet.config.sample_size
     vae = AutoencoderKL.from_pretrained(base / "vae").to(device())
     size = side * 2 ** (len(vae.config.block_out_channels) - 1)
-    specs, means, stds = encoded(vae, args.scenes, size)
+    specs, means, stds = encoded(vae, args.scenes, size, args.grow)
     del vae
     further, hidden = further_channels(args.kind, folder, specs[: args.conditions], size, side)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
