@@ -104,7 +104,7 @@ LAUNCH = {
     "ssr_mode": False,
     "pwa": False,
     "enable_monitoring": False,
-    "max_file_size": "10mb",
+    "max_file_size": "20mb",
     "max_threads": common.WATCHERS + 40,
     "show_error": True,
     "strict_cors": True,

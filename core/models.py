@@ -99,6 +99,15 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "float32: the precision that the tests hold against diffusers bit for bit"
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are fast on a device. A processor without such units imitates them: a step of training then takes
+    fifteen times as long as in float32."""
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def check_manifest(folder: Path) -> str:
     """Holds every weights file against manifest.json's sha256, where there is one, and names the whole by the manifest's own hash.
     Without one it goes by names, sizes and times: to read gigabytes at each start would take long.

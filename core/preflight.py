@@ -190,7 +190,7 @@ def bytes_of(recipe: Recipe, shapes: Shapes) -> tuple[int, int]:
 def frozen_bytes(sd: StableDiffusion, recipe: Recipe) -> int:
     """The copies that adapters are trained beside; and on a processor the base model, which the trainer opens for itself."""
     unet, text, vae = (sum(p.numel() for p in part.parameters()) for part in (sd.unet, sd.text_encoder, sd.vae))
-    each = 2 if sd.device.type == "cuda" and recipe.precision != "fp32" else 4
+    each = 2 if sd.device.type == "cuda" and recipe.precision_on(sd.device) != "fp32" else 4
     base = 4 * (unet + text + vae) if sd.device.type == "cpu" else 0
     return base + (0 if recipe.method == "full" else each * (unet + text * recipe.text_encoder))
 
@@ -293,7 +293,7 @@ def savings(sd: StableDiffusion, recipe: Recipe) -> tuple[Saving, ...]:
             "Gradient checkpointing keeps few activations and computes the others again: a third slower.",
         ),
         (
-            cuda and recipe.precision == "fp32",
+            cuda and recipe.precision_on(sd.device) == "fp32",
             {"precision": "bf16"},
             "Half precision halves the activations; the trained weights stay in float32.",
         ),

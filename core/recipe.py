@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from core.models import has_bfloat16
 from core.sampling import check_number, check_text, check_whole
 
 METHODS = ("lora", "full")
@@ -43,7 +44,7 @@ class Recipe:
     weight_decay: float = 1e-2
     gradient_checkpointing: bool = False  # less memory, a third more time
     adam8bit: bool = False  # where bitsandbytes and a GPU are; plain AdamW elsewhere
-    precision: str = "fp32"  # of the passes; the weights that are trained stay in float32
+    precision: str = "fp32"  # of the passes; the weights that are trained stay in float32. "auto": see precision_on
     seed: int = 0
     flip: bool = False  # every photo mirrored too
     preview_every: int = 100  # 0 = never
@@ -60,7 +61,7 @@ class Recipe:
         for name, value, allowed in (
             ("method", self.method, METHODS),
             ("schedule", self.schedule, SCHEDULES),
-            ("precision", self.precision, tuple(PRECISIONS)),
+            ("precision", self.precision, ("auto", *PRECISIONS)),
         ):
             if value not in allowed:
                 raise ValueError(f"There is no {name} {str(value)[:40]!r}; choose one of {', '.join(allowed)}.")
@@ -117,6 +118,13 @@ class Recipe:
         """The recipe as plain values."""
         return asdict(self)
 
+    def precision_on(self, device: torch.device) -> str:
+        """One of PRECISIONS. "auto" is bf16 where the device has it, fp32 elsewhere; so a training that goes on on another machine
+        may do so in another precision."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if has_bfloat16(device) else "fp32"
+
     @property
     def prior(self) -> bool:
         return self.class_images > 0 and self.prior_weight > 0
@@ -161,7 +169,7 @@ PRESETS: dict[str, Recipe] = {
         batch=4,
         rate=2e-3,
         class_images=8,
-        precision="bf16",
+        precision="auto",
         prompts=("a sks dog on a blue background", "a sks dog on a red background", "an oil painting of a sks dog"),
         preview_every=55,
         checkpoint_every=55,

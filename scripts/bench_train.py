@@ -50,7 +50,7 @@ def pixels_of(picture: Image.Image, side: int) -> torch.Tensor:
 
 def stock(sd: StableDiffusion, recipe: Recipe, photos: list[Image.Image], priors: list[Image.Image]) -> Iterator[float]:
     """One loss a step."""
-    dtype = PRECISIONS[recipe.precision]
+    dtype = PRECISIONS[recipe.precision_on(sd.device)]
     unet = copy.deepcopy(sd.unet)
     unet.set_attn_processor(AttnProcessor2_0())
     unet.requires_grad_(False)

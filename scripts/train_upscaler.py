@@ -16,6 +16,7 @@ import json
 import random
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from scenes import Spec, caption, compose, sample_spec
 from train_unet import preview_matrix
 from train_vae import NOISE, to_tensor
-from training import MODELS, SHARD, STATE, device, fast_attention, has_halves, mixed, train_loop, write_manifest
+from training import MODELS, SHARD, STATE, device, fast_attention, mixed, train_loop, write_manifest
 
 SIDE, FACTOR = 512, 4  # pixels of a scene, pixels per latent
 SCALING = 0.08333  # the pipeline sets the VAE's scaling_factor to this whatever the config says: our latents are made to fit it
@@ -170,7 +171,7 @@ def latents_of(vae: AutoencoderKL, pictures: np.ndarray, autocast: bool = True) 
     parts = []
     for i in range(len(pictures)):
         x = to_tensor(np.array(pictures[i : i + 1])).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device().type, torch.bfloat16, enabled=autocast and has_halves()):
+        with mixed() if autocast else nullcontext():
             z = vae.encode(x).latent_dist.mode()
         parts.append((z.float() * SCALING).half().cpu().contiguous())
         if i % 200 == 199:

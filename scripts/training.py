@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only, and core/ is beside that
+from core.models import has_bfloat16
 
 STATE = Path(__file__).resolve().parent.parent / ".data" / "train"
 MODELS = Path(__file__).resolve().parent.parent / "assets" / "models"
@@ -22,20 +26,15 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def has_halves() -> bool:
-    """Whether bfloat16 products are fast here. A processor without such units imitates them, fifteen times slower than float32."""
-    return device().type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-
-
 def mixed() -> torch.autocast:
     """bfloat16 where it is fast, float32 elsewhere."""
-    return torch.autocast(device().type, torch.bfloat16, enabled=has_halves())
+    return torch.autocast(device().type, torch.bfloat16, enabled=has_bfloat16(device()))
 
 
 def fast_attention(unet: nn.Module) -> None:
     """The fused kernel's backward pass takes a third of a step in bfloat16 on a CPU: plain matrix products are 1.6 times as fast
     there. In float32 the fused kernel is the faster one, by a quarter."""
-    if device().type == "cpu" and has_halves():
+    if device().type == "cpu" and has_bfloat16(device()):
         unet.set_attn_processor(AttnProcessor())
 
 

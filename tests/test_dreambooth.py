@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import pipeline_of, toy_model
 from diffusers import DDPMScheduler
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.training_utils import compute_snr
 from PIL import Image, ImageFilter
 from safetensors import safe_open
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core import attention, checkpoints, dreambooth, latents, likeness, models, preflight, previews
 from core.dreambooth import Diverged, Learner, moments, random_of, train
-from core.recipe import PRESETS, Recipe
+from core.recipe import PRECISIONS, PRESETS, Recipe
 from core.sampling import Request, denoise
 from core.subjects import SAMPLES
 
@@ -355,6 +355,16 @@ def test_weights_that_are_not_finite_are_not_saved(pictures, tmp_path):
     with pytest.raises(Diverged, match="weights are not finite after step 3"):
         one.close()
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_000002"]
+
+
+@pytest.mark.parametrize(("native", "precision", "plain"), [(True, "bf16", True), (False, "fp32", False)])
+def test_auto_takes_bfloat16_where_the_device_has_it(native, precision, plain, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": native})
+    recipe = replace(RECIPE, precision="auto")
+    assert recipe.precision_on(torch.device("cpu")) == precision and PRESETS["embedded"].precision == "auto"
+    learner = Learner(toy_model(), recipe)
+    assert learner.dtype == PRECISIONS[precision]
+    assert all(type(one) is (AttnProcessor if plain else AttnProcessor2_0) for one in learner.unet.attn_processors.values())
 
 
 def test_gradients_that_half_precision_cannot_hold_are_left_out_but_not_for_ever(pictures):

@@ -827,7 +827,7 @@ def settings_of(shared: Shared, typed: dict) -> dict[str, Component]:
         number("preview_every", "dreambooth_preview_every")
         number("checkpoint_every", "dreambooth_checkpoint_every")
     hint("dreambooth_every_info")
-    menu("precision", "dreambooth_precision", list(PRECISIONS))
+    menu("precision", "dreambooth_precision", ["auto", *PRECISIONS])
     tick("flip", "dreambooth_flip")
     tick("gradient_checkpointing", "dreambooth_checkpointing")
     tick("adam8bit", "dreambooth_adam8bit")
