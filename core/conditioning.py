@@ -34,6 +34,11 @@ FILLS = ("original", "noise", "blur")  # what the hole of an inpainting starts f
 MAX_NOISE_LEVEL = 350  # of the real x4 upscaler's training
 
 
+def shown(value: object) -> str:
+    """A wrong value, as it stands in the sentence about it."""
+    return "empty" if value is None or value == "" else str(value)[:40]
+
+
 @dataclass(frozen=True)
 class Pixels:
     """Numbers of a picture that a request carries: they cannot change, and are equal if every one of them is."""
@@ -94,7 +99,7 @@ class Source:
         if self.picture.kind != "uint8":
             raise ValueError("The picture's numbers are not whole ones from 0 to 255; open it by images.open_picture first.")
         if not isinstance(self.strength, int | float) or isinstance(self.strength, bool) or not 0 < self.strength <= 1:
-            raise ValueError(f"The strength is {str(self.strength)[:40]}; it must be a number above 0, up to 1.")
+            raise ValueError(f"The strength is {shown(self.strength)}; it must be a number above 0, up to 1.")
         low, high = (16, 512) if self.KIND == "upscale" else (64, 1024)
         for name, side in (("width", self.picture.width), ("height", self.picture.height)):
             if not low <= side <= high or (side % 8 and self.KIND != "upscale"):
@@ -198,7 +203,7 @@ class Upscale(Source):
             raise ValueError(f"The strength is {self.strength}; super-resolution always starts from noise: leave it at 1.")
         level = self.noise_level
         if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= MAX_NOISE_LEVEL:
-            raise ValueError(f"The noise level is {str(level)[:40]}; it must be a whole number from 0 to {MAX_NOISE_LEVEL}.")
+            raise ValueError(f"The noise level is {shown(level)}; it must be a whole number from 0 to {MAX_NOISE_LEVEL}.")
 
 
 KINDS: dict[str, type[Source]] = {kind.KIND: kind for kind in (Source, Inpaint, Depth, Upscale)}
@@ -433,7 +438,7 @@ def crop_region(mask: np.ndarray, width: int, height: int, padding: int) -> Box:
     Raises ValueError if nothing is masked, or for a padding that is no whole number from 0 to 1024.
     """
     if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding <= 1024:
-        raise ValueError(f"The padding is {str(padding)[:40] or 'empty'}; it must be a whole number from 0 to 1024.")
+        raise ValueError(f"The padding is {shown(padding)}; it must be a whole number from 0 to 1024.")
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         raise ValueError("Nothing is painted; paint the part to change first.")
@@ -474,7 +479,7 @@ def soft(mask: np.ndarray, blur: float) -> np.ndarray:
 
 def check_blur(blur: object) -> None:
     if isinstance(blur, bool) or not isinstance(blur, int | float) or not 0 <= blur <= 64:
-        raise ValueError(f"The mask blur is {str(blur)[:40] or 'empty'}; it must be a number from 0 to 64.")
+        raise ValueError(f"The mask blur is {shown(blur)}; it must be a number from 0 to 64.")
 
 
 def composite(original: np.ndarray, made: np.ndarray, mask: np.ndarray) -> np.ndarray:

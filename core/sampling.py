@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core import conditioning, latents, losses, schedulers, text
 from core.attention import Record, Recorder
-from core.conditioning import Source
+from core.conditioning import Source, shown
 from core.models import StableDiffusion
 
 Words = tuple[str, tuple[text.Edit, ...]]  # a prompt and the edits of its numbers
@@ -119,10 +119,6 @@ def check_text(name: str, value: object) -> None:
     for c in value:
         if (c < " " and c not in "\n\t") or "\ud800" <= c <= "\udfff":
             raise ValueError(f"The {name} holds the character U+{ord(c):04X}, which is no text; delete it and type it again.")
-
-
-def shown(value: object) -> str:
-    return "empty" if value is None or value == "" else str(value)[:40]
 
 
 def check_whole(name: str, value: object, low: int, high: int) -> None:

@@ -168,6 +168,22 @@ def test_stop_acts_at_once_and_shows_no_finished_picture(visit):
     assert page.step() == "Step 1 of 100"
 
 
+def test_a_double_click_draws_once_to_the_end(visit):
+    page = visit()
+    p = page.page
+    page.set("steps", 40)
+    box = p.locator("#run").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    p.mouse.move(x, y)
+    for count in (1, 2):
+        p.mouse.down(click_count=count)
+        p.mouse.up(click_count=count)
+        if count == 1:
+            p.wait_for_selector("#stop")  # stands where Run was when the second click comes
+    page.finished()
+    assert p.locator(".card").count() == 2 and "Stopped" not in page.said() and "40" in page.said()
+
+
 def test_a_reload_midway_finds_the_run_again(visit):
     page = visit()
     p = page.page

@@ -75,6 +75,23 @@ def test_what_is_painted_is_what_runs(tab, page_engine):
     assert abs(greys(p, "map") + first - 255).max() <= 1, "taken from a trace"
 
 
+def test_a_run_from_the_strip_comes_back_to_the_board(tab):
+    p = tab.page
+    for steps in (4, 2):
+        tab.set("depth-steps", steps)
+        p.locator("#depth-go").click()
+        p.wait_for_selector(f"#depth-board >> text=of {steps} steps ran", timeout=120_000)
+        p.wait_for_selector("#depth-go", **WAIT)
+    tab.open("tab_prompt")
+    cards = p.locator(".runs .card", has_text="4 steps")
+    assert "Depth" in cards.last.inner_text() and "Image to image" in cards.first.inner_text(), "each says its tab"
+    p.locator(".runs .card", has_text="Depth").filter(has_text="4 steps").first.locator(".open").click()
+    p.wait_for_selector(".runs .card.shown >> text=4 steps", **WAIT)
+    tab.open("tab_depth")
+    p.wait_for_selector("#depth-board >> text=3 of 4 steps ran", **WAIT)
+    assert p.locator("#depth-board").inner_text().count("3 of 4 steps ran") == 2, "with its partner"
+
+
 def test_an_uploaded_map_and_what_is_refused(tab, tmp_path):
     p = tab.page
     upload = p.locator("#depth-sources input[type=file]")

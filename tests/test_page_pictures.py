@@ -1,5 +1,7 @@
 """What the tabs that start from a picture share, in a headless Chromium: the way from one to the next, and seeds."""
 
+from copy import copy
+
 import pytest
 
 pytestmark = pytest.mark.page
@@ -49,6 +51,29 @@ def test_what_is_sent_is_what_is_seen(visit):
     p.wait_for_function("before => document.querySelector('.compare .over').src !== before", arg=before, **WAIT)
     p.locator("#inpaint-to-depth").click()
     same(p, ".compare .over", "#depth-picture img")
+
+
+def test_two_windows_of_one_visitor_keep_what_is_theirs(visit):
+    tab = visit()
+    other = copy(tab)
+    other.page = tab.context.new_page()
+    other.page.goto(tab.page.url, wait_until="domcontentloaded")
+    other.ready()
+    for one, prompt in ((tab, "a fox"), (other, "a panda")):
+        one.open("tab_img2img")
+        one.page.wait_for_selector("#img2img .section[data-kind=card]", **WAIT)
+        one.page.locator("#img2img-prompt textarea").fill(prompt)
+        one.set("img2img-strength", 1)
+        one.set("img2img-steps", 100)
+    tab.page.locator("#img2img-go").click()
+    tab.page.wait_for_selector("#img2img-viewer .viewer[data-kind=live]", **WAIT)
+    other.open("tab_prompt")
+    other.open("tab_img2img")
+    other.page.wait_for_timeout(1500)
+    assert other.value("img2img-prompt") == "a panda" and other.page.locator("#img2img-go").is_visible()
+    assert other.page.locator("#img2img-stop").count() == 0, "the other window's run is not this one's to stop"
+    tab.page.locator("#img2img-stop").click()
+    tab.page.wait_for_selector("#img2img-go", **WAIT)
 
 
 def test_a_result_names_its_model_and_a_seed_can_be_had_again(visit):

@@ -436,6 +436,20 @@ def test_of_too_many_the_newest_stand_in_the_menu_and_stay_loaded(emoji, trainin
         engine.close()
 
 
+def test_the_model_that_is_used_stays_in_the_menu(emoji, trainings, one, monkeypatch):
+    for module in (engine_module, trained):
+        monkeypatch.setattr(module, "OFFERED_PER_OWNER", 1)
+    trainings.choose(one, OWNER, 1, 0.5)
+    engine = LocalEngine(lambda name: emoji, ("emoji",))
+    try:
+        used = f"dreambooth-{one[:8]}-2"
+        for name in (f"dreambooth-{one[:8]}-1-0.5", used, used):  # the newer is offered, then the older is chosen
+            ((_, found),) = trained.choices(engine, trainings, ["base"], OWNER, "en", name)[1:]
+            assert found == name and engine.for_role("base", OWNER) == ["emoji", name]
+    finally:
+        engine.close()
+
+
 def test_its_preview_and_its_picture_are_the_same(engine, emoji, trainings, one):
     """The film shows what the menu's model draws; and nobody else's picture changes."""
     before = {name: weight.clone() for name, weight in emoji.unet.state_dict().items()}

@@ -104,6 +104,8 @@ def test_nothing_painted_is_said_in_each_of_its_ways():
         images.open_mask({"background": picture(), "layers": [Image.new("RGBA", (64, 64))]}, (64, 64))
     with pytest.raises(ValueError, match="no picture to start from"):
         inpaint.painted_on(value(canvas, hole()), None)
+    with pytest.raises(ValueError, match=r"^This is not a PNG"):  # why the picture that came is on no canvas
+        inpaint.painted_on(value(canvas, hole()), "This is not a PNG, JPEG or WebP picture; choose one of these three.")
     with pytest.raises(ValueError, match="another picture"):
         inpaint.painted_on(value(canvas, hole(), name="0"), canvas)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from core import conditioning, images
 from core.catalog import ROLES
 from core.engine import LocalEngine
+from core.sampling import Request
 from ui import depth, img2img, inpaint, pictures, render, texts, upscale
 
 MARK = b"Hasselberg"  # the place in the picture's metadata, in every way that a camera has of writing it
@@ -159,6 +160,27 @@ def test_three_channels_run_whatever_the_file_holds(name, mode, client, toy_engi
     channels = {"upscale": 4 + 3}.get(name, 3)  # an upscaler sees the small picture beside its latents
     assert {pixels.shape[1] for pixels in seen} == {channels}
     assert (seen[0][:, -3:] - source.picture.tensor()).abs().max() <= (0.06 if name == "upscale" else 0)
+
+
+def test_an_upscalers_guidance_stays_with_upscalers():
+    small = conditioning.Upscale(conditioning.Pixels.of(Image.new("RGB", (32, 32))), 1.0, 0)
+    large = conditioning.Source(conditioning.Pixels.of(Image.new("RGB", (64, 64))), 0.5)
+    fields = pictures.Controls.__dataclass_fields__
+    for of_upscaler in (False, True):
+        controls = pictures.Controls(*list(fields)[:6], of_upscaler=of_upscaler)
+        for source in (small, large, None):
+            restored = controls.restored(Request("a fox", guidance=1.5, source=source))
+            assert ("guidance" in restored) == ((source is small) == of_upscaler)
+            assert (restored["prompt"], restored["steps"]) == ("a fox", "20")
+
+
+def test_an_empty_box_is_said_to_be_empty():
+    pixels = conditioning.Pixels.of(Image.new("RGB", (64, 64)))
+    for wrong in (None, ""):
+        with pytest.raises(ValueError, match=r"^The strength is empty; it must"):
+            conditioning.Source(pixels, wrong)
+        with pytest.raises(ValueError, match=r"^The noise level is empty; it must"):
+            conditioning.Upscale(pixels, 1, wrong)
 
 
 def test_where_a_scheduler_goes_wrong_is_said_below_strength_1():

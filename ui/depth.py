@@ -295,7 +295,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 pictures.send_row(shared, "depth", mine)
                 viewer = viewing.viewer("depth-viewer")
 
-    jobs = gr.State(())  # the two runs that Stop stops
+    jobs = gr.State(None)  # the two runs that Stop stops; None before the tab was opened in this window
     own = gr.State(None)  # an uploaded map's picture
     controls = pictures.Controls(prompt, negative, guidance, steps, seed, scheduler)
     busy = {run: gr.update(visible=False), stop: gr.update(visible=True)}
@@ -362,7 +362,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         asked = request_of(page, pictures.fitted(path, sides[0]).image, amount, name, *settings)
         return asked, without_depth(asked, base, pictures.fitted(path, sides[1]).image)
 
-    def draw(request: gr.Request, owner: str | None, path: str | None, name: str, *values) -> Iterator[dict]:
+    def draw(request: gr.Request, owner: str | None, before: str, path: str | None, name: str, *values) -> Iterator[dict]:
         language, owner = common.language(request), common.owner_of(owner)
         queued: list[str] = []
         if not (engine.loaded(name) and engine.loaded(values[0])):
@@ -375,10 +375,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             halt(tuple(queued))
             yield idle
             raise common.refusal(language, error) from None
-        yield from watch(tuple(queued), Board(*wanted, language), owner, language)
+        yield from watch(tuple(queued), Board(*wanted, language), owner, before, language)
 
-    def watch(queued: tuple[str, ...], page: Board, owner: str, language: str) -> Iterator[dict]:
-        """Follows both runs to their end, then compares. After a reload it may be the first alone."""
+    def watch(queued: tuple[str, ...], page: Board, owner: str, before: str, language: str) -> Iterator[dict]:
+        """Follows both runs to their end, then compares. After a reload it may be the first alone. before: the run on the board."""
         columns = [page.start(None), page.going(0, None), page.going(1, None)]
         yield busy | {jobs: queued, shared.owner: owner, more: gr.update(visible=False)}
         try:
@@ -399,31 +399,64 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 yield idle | {board: page.page(texts.say(language, "status_stopped_early"), [])}
                 return
             yield {board: page.page(texts.say(language, "depth_judging"), columns, 1)}
-            judged = judge(engine, page.asked, traces, owner)
+            yield idle | over(queued, page, traces, owner, language)
         except ValueError as error:
             halt(queued)
-            yield idle | {board: ""}
+            yield idle | back(before, owner, language)
             raise common.refusal(language, error) from None
-        columns[0] = page.start(judged)
+
+    def over(queued: tuple[str, ...], page: Board, traces: list[Trace], owner: str, language: str) -> dict:
+        """The board of runs that have ended, compared."""
+        judged = judge(engine, page.asked, traces, owner)
+        columns = [page.start(judged), page.going(0, None), page.going(1, None)]
         for k, trace in enumerate(traces):
             columns[k + 1] = page.done(k, queued[k], trace, judged)
         both = len(traces) == 2 and not any(trace.stopped for trace in traces)
         status = texts.say(language, "depth_done" if both else "depth_stopped", seconds=f"{sum(t.seconds for t in traces):.1f}")
-        now = idle | {board: page.page(status, columns, None, page.verdict(judged) if both else ()), shared.shown: queued[0]}
+        now = {board: page.page(status, columns, None, page.verdict(judged) if both else ()), shared.shown: queued[0]}
         if traces[0].picture is not None:
             start = page.asked.source
             assert start is not None
             now |= {more: gr.update(visible=True), slider: (start.picture.image, pictures.result_of(traces[0]))}
-        yield now | {mine: queued[0], viewer: common.packed(viewing.finished(traces[0], queued[0], language))}
+        return now | {mine: queued[0], viewer: common.packed(viewing.finished(traces[0], queued[0], language))}
 
-    def come_back(owner: str | None, known: tuple[str, ...], request: gr.Request) -> Iterator[dict]:
-        """A page that was reloaded finds its runs again while they go on."""
+    def ended(one: str, owner: str, language: str) -> dict:
+        """The board of a depth run that is kept, with its partner if that is kept too. Raises ValueError for any other run."""
+        runs = dict(shared.kept(owner))
+        trace = shared.trace_of(one, owner)
+        if not isinstance(trace.request.source, Depth):
+            raise ValueError("This run is no depth run; choose another.")
+        asked = trace.request
+        partner = next((k for k, other in runs.items() if other.request == without_depth(asked, other.request.model)), None)
+        both = (one, partner) if partner else (one,)
+        plain = runs[partner].request if partner else without_depth(asked, shared.default)
+        return over(both, Board(asked, plain, language), [runs[k] for k in both], owner, language)
+
+    def back(before: str, owner: str, language: str) -> dict:
+        """What the board showed before a run that was refused."""
+        try:
+            return ended(before, owner, language)
+        except ValueError:
+            return {board: ""}
+
+    def come_back(
+        owner: str | None, known: tuple[str, ...] | None, shown: str, before: str, request: gr.Request
+    ) -> Iterator[dict]:
+        """A page that was reloaded finds its runs again while they go on; and a depth run that is looked at is shown."""
         language, owner = common.language(request), common.owner_of(owner)
-        here = [one for one in engine.mine(owner) if (now := engine.snapshot(one)) and now.state not in ENDED]
+        yield {jobs: known or ()}
+        # Only at first: later on, what goes on is another window's.
+        here = (
+            [one for one in engine.mine(owner) if (now := engine.snapshot(one)) and now.state not in ENDED]
+            if known is None
+            else []
+        )
         asked = {one: engine.request(one) for one in here}
         first_run = next((one for one in here if isinstance(asked[one].source, Depth)), None)
-        if first_run is None or first_run in known:
-            yield {jobs: gr.skip()}
+        if first_run is None:
+            if shown != before:
+                with suppress(ValueError):  # it is none, or no longer kept
+                    yield ended(shown, owner, language)
             return
         partner = next((one for one in here if (r := asked[one]) == without_depth(asked[first_run], r.model)), None)
         both = (first_run, partner) if partner else (first_run,)
@@ -431,15 +464,15 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         source = asked[first_run].source
         assert isinstance(source, Depth)
         yield controls.restored(asked[first_run]) | {picture: source.picture.image, strength: f"{source.strength:g}"}
-        yield from watch(both, Board(asked[first_run], plain_request, language), owner, language)
+        yield from watch(both, Board(asked[first_run], plain_request, language), owner, before, language)
         choices = origins(shared.kept(owner), first_run, False, language)
         if (
             source.depth is not None and f"map:{first_run}" in dict(choices).values()
         ):  # its own map comes back, now that it is kept
             yield {origin: gr.Dropdown(choices=choices, value=f"map:{first_run}")}
 
-    def halt(going: tuple[str, ...]) -> None:
-        for one in going:
+    def halt(going: tuple[str, ...] | None) -> None:
+        for one in going or ():
             with suppress(ValueError):  # over already
                 engine.cancel(one)
 
@@ -466,7 +499,14 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     with note:
         pictures.note(shared, "depth", picture, model)
     arrived = pictures.fill(
-        shared, tab, picture, controls, "depth", lambda r: {strength: f"{r.source.strength:g}"} if r.source else {}, [strength]
+        shared,
+        tab,
+        picture,
+        controls,
+        "depth",
+        lambda r: {strength: f"{r.source.strength:g}"} if r.source else {},
+        [strength],
+        strength=strength,
     )
     gr.on([tab.select, shared.shown.change], menu, [shared.owner, shared.shown, own, origin], origin, **QUICK)
     arrived.success(again, [shared.sent, shared.owner, own], origin, **LOOK)
@@ -474,11 +514,11 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     # One event for all, so that the last one asked for is the one that stays.
     changes = [picture.change, model.change, origin.change, own.change]
     gr.on(changes, show, shows, easel, trigger_mode="always_last", **WATCH)
-    drawing = [shared.owner, picture, model, shared.model, easel, strength, *controls.all]
+    drawing = [shared.owner, mine, picture, model, shared.model, easel, strength, *controls.all]
     seen = [run, stop, jobs, board, more, slider, viewer, mine, shared.owner, shared.shown]
     run.click(draw, drawing, seen, **WATCH)
     stop.click(halt, jobs, None, **QUICK)
-    tab.select(come_back, [shared.owner, jobs], [*seen, picture, origin, strength, *controls.all], **WATCH)
+    tab.select(come_back, [shared.owner, jobs, shared.shown, mine], [*seen, picture, origin, strength, *controls.all], **WATCH)
     board.pick(look, shared.owner, [shared.shown, viewer, more], **LOOK)
     viewer.pick(restore, shared.owner, [shared.sent, shared.shown, shared.tabs], **LOOK)
     attempt.click(lambda: "1", None, strength, **QUICK).then(draw, drawing, seen, **WATCH)

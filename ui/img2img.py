@@ -350,7 +350,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         instead=zero,
         unfinished=lambda _: {comparison: gr.update(visible=False)},
     )
-    pictures.fill(shared, tab, start, controls, "img2img", again, [strength, exactly, model])
+    pictures.fill(shared, tab, start, controls, "img2img", again, [strength, exactly, model], strength=strength, model=model)
     changed = [c.change for c in (start, model, seed, scheduler, steps, exactly)]
     strength_card.want(look, [shared.owner, known, *inputs], [strength_card, known], trigger_mode="always_last", **WATCH)
     gr.on(changed, look, [shared.owner, known, *inputs], [strength_card, known], trigger_mode="always_last", **WATCH)

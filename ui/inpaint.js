@@ -14,6 +14,8 @@ function wipe() {
   $(".compare .over").style.clipPath = `inset(0 0 0 ${share}%)`;
   $(".compare .edge").style.left = `${share}%`;
   $(".compare .edge").hidden = share === 0 || share === 100;
+  $(".left").hidden = share < 25; // each stands on its own side of the edge, where there is room
+  $(".right").hidden = share > 75 || which === "original";
 }
 
 function choose(name) {
@@ -21,6 +23,7 @@ function choose(name) {
   for (const button of root.querySelectorAll(".which button")) button.setAttribute("aria-pressed", button.value === name);
   $(".compare .over").src = run.pictures[name];
   $(".compare .over").alt = names[name];
+  wipe();
 }
 
 function outcome() {
@@ -35,13 +38,11 @@ function outcome() {
   $(".which").replaceChildren(...buttons);
   $(".compare .under").src = run.pictures.original;
   $(".compare .under").alt = texts.original;
-  const [left, right] = root.querySelectorAll(".wipe span");
-  [left.textContent, right.textContent] = [texts.original, texts.result];
+  [$(".left").textContent, $(".right").textContent] = [texts.original, texts.result];
   $(".wipe input").setAttribute("aria-label", texts.wipe);
   $(".how").textContent = run.how;
   Object.assign($(".save"), { href: run.pictures.composited, download: run.file, textContent: texts.save });
   choose(which);
-  wipe();
 }
 
 $(".wipe input").addEventListener("input", wipe);

@@ -5,6 +5,7 @@ other is held in place after each step.
 """
 
 import base64
+import html
 import json
 import time
 from collections.abc import Sequence
@@ -51,6 +52,7 @@ class Canvas:
     run: str = ""  # the id of the run that made the picture
     kept: tuple[float, ...] = (0, 0)  # where the picture begins in the one that came, left and top, and where it ends
     mask: Pixels | None = None  # (H, W), that comes with the picture: it is laid on it with it
+    path: str = ""  # the file that stands in the box: another model may lay it anew at its own size
 
 
 def canvas_of(image: Image.Image, side: int, run: str = "") -> Canvas:
@@ -142,13 +144,19 @@ def mask_for(canvas: Canvas, mask: np.ndarray) -> str:
     return common.packed(value | {"bits": packed_mask(mask)})
 
 
-def painted_on(page: str | None, canvas: Canvas | None) -> np.ndarray:
+def there(canvas: Canvas | str | None) -> Canvas:
+    """The canvas. Where there is none, raises ValueError with what was wrong with the picture."""
+    if not isinstance(canvas, Canvas):
+        raise ValueError(canvas or "There is no picture to start from; choose one first.")
+    return canvas
+
+
+def painted_on(page: str | None, canvas: Canvas | str | None) -> np.ndarray:
     """What is painted on the page, (H, W) bool. It came from outside, so it passes the one door.
 
     Raises ValueError if there is no picture, nothing is painted, or it was painted on another picture.
     """
-    if canvas is None:
-        raise ValueError("There is no picture to start from; choose one first.")
+    canvas = there(canvas)
     h, w = canvas.picture.height, canvas.picture.width
     try:
         value = json.loads(page or "{}")
@@ -311,6 +319,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         with gr.Column(scale=0, min_width=320, elem_classes="controls words-in"):
             start = pictures.box("inpaint")
             prompt, negative = pictures.words("inpaint", first)
+            hint("inpaint_words_say")
             run, stop = pictures.panel_buttons("inpaint")
         with gr.Column(scale=0, min_width=320, elem_classes="controls settings"):
             model = pictures.model_menu(shared, "inpaint", ROLES)
@@ -369,14 +378,12 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             )
             hint("inpaint_raw_trace")
 
-    canvas = gr.State(None)  # a Canvas
+    canvas = gr.State(None)  # a Canvas; or why the picture that came is on none
     controls = pictures.Controls(prompt, negative, guidance, steps, seed, scheduler)
     mask_controls = [area, padding, blur, strength, fill]
 
-    def of(page: str | None, now: Canvas | None, area: str, padding, blur, strength, fill: str) -> Inpaint:
-        painted = painted_on(page, now)
-        assert now is not None
-        return source_of(now, painted, strength, fill, area, padding, blur)
+    def of(page: str | None, now: Canvas | str | None, area: str, padding, blur, strength, fill: str) -> Inpaint:
+        return source_of(there(now), painted_on(page, now), strength, fill, area, padding, blur)
 
     def asked(page, now, area, padding, blur, strength, fill, name: str, *settings) -> Request:
         return pictures.request_of(of(page, now, area, padding, blur, strength, fill), name, *settings)
@@ -388,7 +395,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         now = canvas_of(image, side_of(engine, name), found[0] if found else "")
         return now, {"words": words, "texts": texts.of(language, "mask_")}
 
-    def place(path: str | None, name: str, owner: str | None, at: Canvas | None, request: gr.Request) -> dict:
+    def place(path: str | None, name: str, owner: str | None, at: Canvas | str | None, request: gr.Request) -> dict:
         """What stands in the box goes on the canvas; if it came with a mask, with that."""
         language = common.language(request)
         try:
@@ -398,20 +405,21 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             now, more = laid(opened.image, name, owner, language)
         except ValueError as error:
             said = {"kind": "none", "status": texts.sentence(language, error), "texts": texts.of(language, "mask_")}
-            return {canvas: None, editor: common.packed(said)}
+            return {canvas: str(error), editor: common.packed(said)}
         note = " ".join(texts.sentence(language, notice) for notice in [fit_of(opened.image, now, language), *opened.notices])
-        mask = at.mask.array > 0 if at and at.mask and at.picture == now.picture else None
-        return {canvas: now, editor: laid_out(now, mask=mask, note=note, **more)}
+        before = at if isinstance(at, Canvas) else None
+        mask = before.mask.array > 0 if before and before.mask and before.picture == now.picture else None
+        resized = before is not None and before.path == path  # by another model: what was painted goes along
+        return {canvas: replace(now, path=path), editor: laid_out(now, mask=mask, note=note, resized=resized, **more)}
 
-    def ran(now: Canvas | None, owner: str | None) -> tuple[Canvas, Trace]:
+    def ran(now: Canvas | str | None, owner: str | None) -> tuple[Canvas, Trace]:
         """The canvas, and the run that made its picture."""
-        if now is None:
-            raise ValueError("There is no picture to start from; choose one first.")
-        if not now.run:
+        at = there(now)
+        if not at.run:
             raise ValueError("This picture is from no run that is kept, so no word has a map on it; paint by hand.")
-        return now, shared.trace_of(now.run, owner)
+        return at, shared.trace_of(at.run, owner)
 
-    def from_word(now: Canvas | None, owner: str | None, event: gr.EventData, request: gr.Request) -> str:
+    def from_word(now: Canvas | str | None, owner: str | None, event: gr.EventData, request: gr.Request) -> str:
         try:
             word, share = common.event_value(event, "word"), common.number_of(common.event_value(event, "share"))
             if not isinstance(share, int | float) or not 0 <= share <= 100:
@@ -421,13 +429,17 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 
-    def from_file(path: str, now: Canvas | None, request: gr.Request) -> str:
+    def from_file(path: str, now: Canvas | str | None, request: gr.Request) -> str:
+        language = common.language(request)
         try:
-            if now is None:
-                raise ValueError("There is no picture to start from; choose one first.")
-            return mask_for(now, images.open_mask(path, (now.picture.width, now.picture.height)) >= 0.5)
+            at, opened = there(now), images.look_in(path)
+            mask = images.open_mask(path, (at.picture.width, at.picture.height)) >= 0.5
         except ValueError as error:
-            raise common.refusal(common.language(request), error) from None
+            raise common.refusal(language, error) from None
+        for notice in opened.notices:
+            if "transparent" not in notice:  # of a mask, what is transparent is what is not painted
+                gr.Info(html.escape(texts.sentence(language, notice)), title="", duration=6)
+        return mask_for(at, mask)
 
     def foresee(page, now, area, padding, blur, strength, fill, name: str, request: gr.Request) -> str:
         """Under the editor: what a run would do. What is wrong is said when Run is pressed."""
@@ -495,7 +507,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             raise common.refusal(common.language(request), error) from None
         return {start: image, canvas: now, editor: laid_out(now, mask=mask, **more)} | controls.restored(trace.request)
 
-    def attempted(now: Canvas | None, owner: str | None, request: gr.Request) -> dict:
+    def attempted(now: Canvas | str | None, owner: str | None, request: gr.Request) -> dict:
         """The thing that the picture's words name, masked, and another in its place."""
         try:
             at, trace = ran(now, owner)
@@ -516,7 +528,9 @@ def build(shared: Shared, tab: gr.Tab) -> None:
 
     judged = [result, honest, again, ways_on]
     run_inputs = [editor, canvas, *mask_controls, model, *controls.all]
-    pictures.fill(shared, tab, start, controls, "inpaint", remade, [canvas, editor, *mask_controls], with_words=True)
+    pictures.fill(
+        shared, tab, start, controls, "inpaint", remade, [canvas, editor, *mask_controls], with_words=True, strength=strength
+    )
     pictures.wire(shared, panel, asked, run_inputs, shown, judged, tab=tab, name="inpaint", unfinished=unfinished)
     start.change(place, [start, model, shared.owner, canvas], [canvas, editor], **LOOK)
     gr.on([tab.select, model.change], arrive, [model, panel.mine], [model_kind, result], **QUICK)

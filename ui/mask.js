@@ -45,22 +45,25 @@ const say = () => (props.value = JSON.stringify({ kind: "mask", name: board.name
 
 const radius = () => Number($(".size input").value) / 2;
 
-/** The mask's colour at 60 %, as a pixel in memory. */
-function colour() {
+/** What a pixel of the mask looks like in memory: stripes of its colour and of black or white, so that they show on any picture. */
+function stripes() {
   const hex = getComputedStyle(element).getPropertyValue("--mask").trim().slice(1);
   const [r, g, b] = [0, 2, 4].map((k) => parseInt(hex.slice(k, k + 2), 16));
-  return new Uint32Array(new Uint8Array([r, g, b, 153]).buffer)[0];
+  const other = r + g + b > 384 ? 0 : 255;
+  const [on, off] = [[r, g, b, 178], [other, other, other, 178]].map((tone) => new Uint32Array(new Uint8Array(tone).buffer)[0]);
+  const wide = Math.max(2, Math.round(Math.max(board.w, board.h) / 40));
+  return (x, y) => (Math.floor((x + y) / wide) % 2 ? off : on);
 }
 
 function show() {
-  const on = colour();
-  for (let i = 0; i < mask.length; i++) ink[i] = mask[i] ? on : 0;
+  const tone = stripes();
+  for (let y = 0, i = 0; y < board.h; y++) for (let x = 0; x < board.w; x++, i++) ink[i] = mask[i] ? tone(x, y) : 0;
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
 /** A line of the brush from where the stroke has come to. */
 function dab(to) {
-  const from = last || to, r = Math.max(radius(), 0.71), on = erasing ? 0 : 1, tone = erasing ? 0 : colour();
+  const from = last || to, r = Math.max(radius(), 0.71), on = erasing ? 0 : 1, tone = erasing ? () => 0 : stripes();
   const [dx, dy] = [to[0] - from[0], to[1] - from[1]], length = dx * dx + dy * dy;
   const [left, right] = [Math.min(from[0], to[0]), Math.max(from[0], to[0])].map((v, k) => Math.min(board.w, Math.max(0, k ? Math.ceil(v + r) : Math.floor(v - r))));
   const [top, bottom] = [Math.min(from[1], to[1]), Math.max(from[1], to[1])].map((v, k) => Math.min(board.h, Math.max(0, k ? Math.ceil(v + r) : Math.floor(v - r))));
@@ -70,7 +73,7 @@ function dab(to) {
       const t = length ? Math.min(1, Math.max(0, (px * dx + py * dy) / length)) : 0; // the nearest point of the line
       if ((px - t * dx) ** 2 + (py - t * dy) ** 2 > r * r) continue;
       mask[y * board.w + x] = on;
-      ink[y * board.w + x] = tone;
+      ink[y * board.w + x] = tone(x, y);
     }
   canvas.getContext("2d").putImageData(image, 0, 0, left, top, right - left, bottom - top);
   last = to;
@@ -247,9 +250,21 @@ function receive(value) {
   changed();
 }
 
-/** Another picture: an empty mask. The same once more: nothing of what was painted is lost. */
+/** A mask at another size: each pixel that is on stays, however thin the line. */
+function resized(old, from, to) {
+  const next = new Uint8Array(to.w * to.h);
+  const place = (v, a, b) => Math.min(b - 1, Math.floor(((v + 0.5) * b) / a));
+  for (let y = 0; y < to.h; y++)
+    for (let x = 0; x < to.w; x++) next[y * to.w + x] = old[place(y, to.h, from.h) * from.w + place(x, to.w, from.w)];
+  for (let i = 0; i < old.length; i++)
+    if (old[i]) next[place(Math.floor(i / from.w), from.h, to.h) * to.w + place(i % from.w, from.w, to.w)] = 1;
+  return next;
+}
+
+/** Another picture: an empty mask. The same once more, or at another model's size: nothing of what was painted is lost. */
 function lay(value) {
   const same = value.name === board.name;
+  const painted = !same && value.resized && mask.some((on) => on) ? resized(mask, board, value) : new Uint8Array(value.w * value.h);
   board = value;
   root.dataset.kind = "run";
   $(".easel").style.setProperty("--aspect", `${board.w} / ${board.h}`);
@@ -258,7 +273,7 @@ function lay(value) {
   $(".easel img").src = board.picture;
   $(".easel img").alt = texts.picture;
   if (!same) {
-    [mask, past, future, spot, word] = [new Uint8Array(board.w * board.h), [], [], null, ""];
+    [mask, past, future, spot, word] = [painted, [], [], null, ""];
     [canvas.width, canvas.height] = [board.w, board.h];
     image = new ImageData(board.w, board.h);
     ink = new Uint32Array(image.data.buffer);

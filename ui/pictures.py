@@ -163,14 +163,18 @@ class Controls:
     steps: gr.HTML
     seed: gr.Number
     scheduler: gr.Dropdown
+    of_upscaler: bool = False
 
     @property
     def all(self) -> list[Component]:
         return [self.prompt, self.negative, self.guidance, self.steps, self.seed, self.scheduler]
 
     def restored(self, r: Request) -> dict:
-        """All set to a request's."""
-        return dict(zip(self.all, [r.prompt, r.negative, f"{r.guidance:g}", f"{r.steps}", r.seed, r.scheduler], strict=True))
+        """All set to a request's; but a guidance that is good for an upscaler is good for no other model, nor the other way round."""
+        found = dict(zip(self.all, [r.prompt, r.negative, f"{r.guidance:g}", f"{r.steps}", r.seed, r.scheduler], strict=True))
+        if (kind_of(r) == "upscale") != self.of_upscaler:
+            del found[self.guidance]
+        return found
 
 
 def words(name: str, first: Request) -> tuple[gr.Textbox, gr.Textbox]:
@@ -237,7 +241,7 @@ class Panel:
     run: gr.Button
     stop: gr.Button
     viewer: gr.HTML
-    job: gr.State  # the run that goes on, or the newest
+    job: gr.State  # the run that goes on, or the newest; "" before there is one, None before the tab was opened in this window
     mine: gr.State  # the run in the viewer, "" before there is one
     look: gr.State  # what the rest of the tab puts there to have another ended run in the viewer: (its id, when)
 
@@ -249,7 +253,7 @@ def panel_buttons(name: str) -> tuple[gr.Button, gr.Button]:
 
 
 def panel(shared: Shared, name: str, run: gr.Button, stop: gr.Button) -> Panel:
-    return Panel(run, stop, viewing.viewer(f"{name}-viewer"), gr.State(""), gr.State(""), gr.State(None))
+    return Panel(run, stop, viewing.viewer(f"{name}-viewer"), gr.State(None), gr.State(""), gr.State(None))
 
 
 def kind_of(request: Request) -> str:
@@ -335,13 +339,16 @@ def wire(
         else:
             yield from watch(one, owner, before, language)
 
-    def come_back(owner: str | None, shown: str, now: str, job: str, request: gr.Request) -> Iterator[dict]:
+    def come_back(
+        owner: str | None, shown: str, now: str, job: str | None, sent: Sent | None, request: gr.Request
+    ) -> Iterator[dict]:
         language, owner = common.language(request), common.owner_of(owner)
-        for one in engine.mine(owner):  # a page that was reloaded finds its run again
+        yield {panel.job: job or ""}
+        # A page that was reloaded finds its run again, with its picture and settings. Later on, what goes on is another window's.
+        for one in engine.mine(owner) if job is None and not (sent and sent.tab == name) else ():
             going = (snapshot := engine.snapshot(one)) and snapshot.state not in ENDED
-            if going and one != job and kind_of(engine.request(one)) == name:
-                if not (now or job):  # its picture and settings come back with it
-                    yield {shared.sent: Sent(name, one, time.time())}
+            if going and kind_of(engine.request(one)) == name:
+                yield {shared.sent: Sent(name, one, time.time())}
                 yield from watch(one, owner, now, language)
                 return
         with suppress(ValueError):
@@ -357,9 +364,9 @@ def wire(
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 
-    def halt(one: str) -> None:
-        with suppress(ValueError):
-            engine.cancel(one)
+    def halt(one: str | None) -> None:
+        with suppress(ValueError):  # no run yet, or one that is long over
+            engine.cancel(one or "")
 
     def pick(event: gr.EventData) -> Sent:
         """The viewer's "Use its settings"."""
@@ -371,7 +378,7 @@ def wire(
     panel.look.change(open_run, [shared.owner, panel.look], outputs, **LOOK)
     panel.viewer.pick(pick, None, shared.sent, **LOOK)
     if tab:
-        tab.select(come_back, [shared.owner, shared.shown, panel.mine, panel.job], [*outputs, shared.sent], **WATCH)
+        tab.select(come_back, [shared.owner, shared.shown, panel.mine, panel.job, shared.sent], [*outputs, shared.sent], **WATCH)
     return event
 
 
@@ -384,10 +391,13 @@ def fill(
     again: Callable[[Request], dict] | None = None,
     extra: list[Component] | None = None,
     with_words: bool = False,
+    strength: Component | None = None,
+    model: gr.Dropdown | None = None,
 ) -> Dependency:
     """An empty box takes the picture of the run that is looked at when the tab opens, and its words too if asked. A run that is sent here
     brings its picture and its words along; one that is to be made again, the picture that it began from, and what again(request) says of
-    `extra`. Returns the event of a sending to this tab, whose `success` it is."""
+    `extra`. strength, model: controls that a picture's own strength and base model come to. Returns the event of a sending to this tab,
+    whose `success` it is."""
 
     engine = shared.engine
 
@@ -412,7 +422,13 @@ def fill(
     def receive(sent: Sent, owner: str | None, request: gr.Request) -> dict:
         try:
             if sent.made:
-                return (controls.restored(sent.made.request) if controls else {}) | {start: sent.made.picture.image}
+                r = sent.made.request
+                filled = (controls.restored(r) if controls else {}) | {start: sent.made.picture.image}
+                if strength and r.source and kind_of(r) != "upscale":
+                    filled[strength] = f"{r.source.strength:g}"
+                if model and r.model in engine.for_role("base", common.owner_of(owner)):
+                    filled[model] = r.model
+                return filled
             going_on = sent.run in engine.mine(common.owner_of(owner))
             r = engine.request(sent.run) if going_on else shared.trace_of(sent.run, owner).request
             filled = controls.restored(r) if controls else {}
@@ -425,7 +441,9 @@ def fill(
     # Gradio loses the properties of a number in a tab that was never opened if it is told anything, even to leave it alone:
     # so a tab hears of what is sent to it only.
     arrived = shared.sent.change(here, shared.sent, None, **LOOK)
-    arrived.success(receive, [shared.sent, shared.owner], [start, *(controls.all if controls else []), *(extra or [])], **LOOK)
+    further = [one for one in (strength, model) if one and one not in (extra or [])]
+    filled = [start, *(controls.all if controls else []), *(extra or []), *further]
+    arrived.success(receive, [shared.sent, shared.owner], filled, **LOOK)
     tab.select(first, [start, shared.owner, shared.shown], [start, *(controls.all[:2] if controls else [])], **LOOK)
     return arrived
 

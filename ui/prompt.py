@@ -107,6 +107,8 @@ def runs_html(runs: list[tuple[str, Trace]], shown: str, language: str) -> str:
         name = html.escape(r.prompt.strip() or texts.say(language, "runs_no_words"))
         how = texts.say(language, "runs_how", guidance=f"{r.guidance:g}", steps=r.steps)
         facts = f"{how}<br>{html.escape(r.scheduler)}, {texts.say(language, 'runs_seed', seed=r.seed)}<br>{html.escape(r.model)}"
+        if kind := pictures.kind_of(r):
+            facts = f"{texts.say(language, f'tab_{kind}')}<br>{facts}"
         facts += "".join(f"<br>{said}" for said in common.said_beside(trace.settings(), language))
         label = (
             texts.say(language, "runs_example")

@@ -732,6 +732,7 @@ EN = {
     "inpaint_part": "Only the part around the mask",
     "inpaint_padding": "Pixels around the mask that it takes in",
     "inpaint_blur": "Mask blur when it is put back",
+    "inpaint_words_say": "Describe the whole picture as it shall be, not the new part alone: “a banana on a blue background”.",
     "inpaint_blur_says": "In pixels of the picture. It can still be changed after the run.",
     "inpaint_fill": "The hole starts from",
     "inpaint_fill_original": "the original",
@@ -1740,6 +1741,7 @@ JA = {
     "inpaint_part": "マスクのまわりだけ",
     "inpaint_padding": "マスクのまわりに含める画素数",
     "inpaint_blur": "戻すときのマスクのぼかし",
+    "inpaint_words_say": "新しい部分だけでなく、できあがる絵の全体を書いてください。例: “a banana on a blue background”。",
     "inpaint_blur_says": "絵の画素で数えます。実行の後でも変えられます。",
     "inpaint_fill": "穴の初めの中身",
     "inpaint_fill_original": "元の絵",
@@ -2385,6 +2387,7 @@ REFUSALS = [
         r"The share of a map must be a number from 0 to 100; choose again\.",
         "マップのしきい値は 0 から 100 までの数です。選び直してください。",
     ),
+    (r"This run is no depth run; choose another\.", "この実行は深度からのものではありません。別のものを選んでください。"),
     (r"This run is no inpainting; choose another\.", "この実行はインペイントではありません。別のものを選んでください。"),
     (
         r"There is no model (.+) for this; choose one of (.+)\.",

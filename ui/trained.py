@@ -25,9 +25,9 @@ def offer(engine: LocalEngine, trainings: Trainings, owner: str, one: str, step:
     return name
 
 
-def offer_all(engine: LocalEngine, trainings: Trainings, owner: str, language: str) -> dict[str, str]:
+def offer_all(engine: LocalEngine, trainings: Trainings, owner: str, language: str, used: str | None = None) -> dict[str, str]:
     """What this person has trained, offered: name -> its line in a menu. Of a training that has ended, that is its last checkpoint and
-    those that were chosen; of all trainings, the newest that the engine keeps at once."""
+    those that were chosen; of all trainings, the newest that the engine keeps at once, and the one that is used now."""
     all_of, found = [], {}
     for one in reversed(trainings.mine(owner)):
         with suppress(ValueError):  # deleted meanwhile
@@ -35,6 +35,13 @@ def offer_all(engine: LocalEngine, trainings: Trainings, owner: str, language: s
             if trainings.status(one, owner).state in ENDED and (steps := trainings.checkpoints(one, owner)):
                 kept = [(steps[-1], 1.0), *kept]
             all_of += [(one, settings, *chosen) for chosen in dict.fromkeys(kept)]
+
+    def is_used(its: tuple) -> bool:
+        with suppress(ValueError):  # its checkpoint is gone
+            return trainings.model(its[0], owner, *its[2:]) == used
+        return False
+
+    all_of.sort(key=is_used)
     for one, settings, step, strength in all_of[-OFFERED_PER_OWNER:]:
         with suppress(ValueError):  # of a large model, old checkpoints go
             found[offer(engine, trainings, owner, one, step, strength)] = title(settings, step, strength, language)
@@ -55,9 +62,11 @@ def title(settings: dict, step: int, strength: float, language: str) -> str:
     return say(language, key, subject=subject, step=step, strength=f"{strength:g}")
 
 
-def choices(engine: LocalEngine, trainings: Trainings, roles: Sequence[str], owner: str, language: str) -> list[tuple[str, str]]:
-    """A model menu's lines for this person: (what it shows, name), everyone's models first."""
-    titles = offer_all(engine, trainings, owner, language)
+def choices(
+    engine: LocalEngine, trainings: Trainings, roles: Sequence[str], owner: str, language: str, used: str | None = None
+) -> list[tuple[str, str]]:
+    """A model menu's lines for this person: (what it shows, name), everyone's models first. used: what the menu shows now."""
+    titles = offer_all(engine, trainings, owner, language, used)
     names = [name for role in roles for name in engine.for_role(role)]
     own = [name for role in roles for name in engine.for_role(role, owner) if name in titles]
     return [(common.title_of(name), name) for name in names] + [(titles[name], name) for name in own]
@@ -70,7 +79,7 @@ def follow(shared: Shared, menu: gr.Dropdown, roles: Sequence[str], first: str |
 
     def fill(stored: str | None, chosen: str | None, request: gr.Request):
         owner = common.owner_of(stored)
-        lines = choices(shared.engine, shared.trainings, roles, owner, common.language(request))
+        lines = choices(shared.engine, shared.trainings, roles, owner, common.language(request), chosen)
         gone = chosen not in [name for _, name in lines]
         return gr.Dropdown(choices=lines, value=first) if gone else gr.Dropdown(choices=lines)
 

@@ -294,7 +294,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             pictures.send_row(shared, "upscale", panel.mine, of_tiles)
 
     under = gr.State("")  # the name of the small picture under the lens
-    controls = pictures.Controls(prompt, negative, guidance, steps, seed, scheduler)
+    controls = pictures.Controls(prompt, negative, guidance, steps, seed, scheduler, of_upscaler=True)
     inputs = [picture, side, level, model, *controls.all]
 
     def light(name: str) -> bool:
@@ -386,7 +386,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     drawn.success(*told, **LOOK)  # how long it takes is known better now
     press = "() => document.querySelector('#upscale-go')?.click()"
     attempt.click(lambda: f"{TRY}", None, level, **QUICK).success(None, None, None, js=press, api_visibility="private")
-    pictures.fill(shared, tab, picture, controls, "upscale", restored, [level, side])
+    pictures.fill(shared, tab, picture, controls, "upscale", restored, [level, side], with_words=True)
     endpoint(engine)
 
 
