@@ -5,6 +5,8 @@
 
 TORCH ?= torch==2.13.0
 PYTHON := .venv/bin/python
+# A page test that waits for a browser in vain may do so once more, and the summary names it; one that sees something wrong fails.
+AGAIN := --reruns 1 --only-rerun '^TimeoutError' -rR
 PIP := $(PYTHON) -m pip install --disable-pip-version-check -q
 APT = $(shell command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] && echo apt-get || { sudo -n true 2>/dev/null && echo sudo -n apt-get; }; })
 
@@ -20,7 +22,7 @@ app: .venv/.app-ready
 # The page's tests run by themselves: a browser that gets no time of the processor misses what it is to see. 5: ARGS names none of a kind.
 test: .venv/.test-ready browser
 	$(PYTHON) -m pytest -n auto --maxprocesses 4 -m "not page" $(ARGS) || [ $$? = 5 ]
-	$(PYTHON) -m pytest -m page $(ARGS) || [ $$? = 5 ]
+	$(PYTHON) -m pytest -m page $(AGAIN) $(ARGS) || [ $$? = 5 ]
 
 lint: .venv/.test-ready
 	$(PYTHON) -m ruff check .

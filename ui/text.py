@@ -641,7 +641,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         **LOOK,
     )
     kind.change(show_fields, kind, [*{c for columns in fields.values() for c in columns}, add], **QUICK)
-    lens_view.pick(picked, None, token, **QUICK)
+    lens_view.pick(picked, None, token, trigger_mode="always_last", **QUICK)  # of two at once, Gradio would drop the second
     token.input(
         None, token, None, js="(at) => window.textTab?.choose({at: Number(at), branch: 'prompt'})", api_visibility="private"
     )
