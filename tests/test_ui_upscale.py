@@ -161,6 +161,14 @@ def test_what_does_not_fit_is_offered_in_tiles(toy, monkeypatch):
     assert f"about {len(cut) * 6} s" in said, "each tile is 64 x 64 pixels and takes 6 s"
 
 
+def test_the_cost_is_of_what_will_run(toy):
+    request = Request("a dog", steps=20, guidance=2.0, source=Upscale(picture(256, 160)))
+    speed = upscale.Speed(Meter(passes=10, unet=1.0, pictures=1, decoding=2.0))
+    whole, tiled = (words(upscale.cost(toy, request, speed, "en", tiled)) for tiled in (False, True))
+    assert "as fast as this device" in whole and "as fast as this device" not in tiled
+    assert "1024 × 640 pixels" in whole and "1024 × 640 pixels" in tiled and "All tiles together" in tiled
+
+
 def test_a_speed_is_set_right_by_a_whole_run(toy, trace):
     speed = upscale.Speed(Meter(passes=10, unet=1.0, pictures=1, decoding=2.0))
     speed.learn(toy, trace)

@@ -162,8 +162,8 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f}" if size < 100e9 else f"{size / 1e9:.0f}"
 
 
-def cost(sd: StableDiffusion, request: Request, speed: Speed | None, language: str) -> str:
-    """What the run takes, in sentences, before it runs: size, memory, seconds, and the same in tiles; as HTML."""
+def cost(sd: StableDiffusion, request: Request, speed: Speed | None, language: str, tiled: bool = False) -> str:
+    """What the run takes, in sentences, before it runs: size, memory, seconds, and the same in tiles; as HTML. tiled: only that."""
     picture, cut = source_of(request).picture, tiles_of(sd, request)
     one = tiles.requests(request, cut[:1])[0]
     need, there = room.needed(sd, request), room.free(sd.device)
@@ -180,8 +180,9 @@ def cost(sd: StableDiffusion, request: Request, speed: Speed | None, language: s
         "in_tiles": seconds_of(len(cut) * speed.seconds(sd, one)) if speed else "",
     }
     too_large = "upscale_too_large" if room.needed(sd, one) <= there else "upscale_too_large_for_tiles"
-    lines = [("upscale_fits", "") if need <= there else (too_large, "cut")]
-    if need <= there:
+    tiled = tiled and len(cut) > 1 and room.needed(sd, one) <= there
+    lines = [("upscale_fits_tiled" if tiled else "upscale_fits", "") if tiled or need <= there else (too_large, "cut")]
+    if need <= there and not tiled:
         lines.append(("upscale_seconds" if speed else "upscale_not_measured", ""))
     lines.append(("upscale_one_tile" if len(cut) == 1 else "upscale_in_tiles", ""))
     if speed and len(cut) > 1:
@@ -190,7 +191,7 @@ def cost(sd: StableDiffusion, request: Request, speed: Speed | None, language: s
     return f"<ul>{said}</ul>"
 
 
-def card(sd: StableDiffusion, request: Request, small: Small, speed: Speed | None, language: str) -> str:
+def card(sd: StableDiffusion, request: Request, small: Small, speed: Speed | None, language: str, tiled: bool = False) -> str:
     """The small picture, the same with its noise, and what enlarging it takes, as HTML."""
     bar = float(schedulers.training_bars(sd.low_res_config or {})[source_of(request).noise_level])
     width, height = small.image.size
@@ -203,7 +204,7 @@ def card(sd: StableDiffusion, request: Request, small: Small, speed: Speed | Non
         (render.uri(noised(sd, request), "PNG"), level, share),
     ]
     notices = "".join(f"<li>{html.escape(texts.sentence(language, notice))}</li>" for notice in small.notices)
-    lines = cost(sd, request, speed, language) + (f"<ul>{notices}</ul>" if notices else "")
+    lines = cost(sd, request, speed, language, tiled) + (f"<ul>{notices}</ul>" if notices else "")
     return f'<div class="card-of-upscale"><div class="figures">{parts.figures(shown)}</div><div>{lines}</div></div>'
 
 
@@ -300,7 +301,9 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     def light(name: str) -> bool:
         return name in CATALOG and CATALOG[name].embedded
 
-    def consider(request: gr.Request, owner: str | None, now: str, path, wide, noise, name, *settings) -> Iterator[dict]:
+    def consider(
+        request: gr.Request, owner: str | None, now: str, tiled: bool, path, wide, noise, name, *settings
+    ) -> Iterator[dict]:
         """What a run would be, while its settings change. A wrong one is told in the card; Run refuses it with the same sentence."""
         language = common.language(request)
         if not path:
@@ -312,7 +315,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
             sd = engine.model(name)
             small = small_of(path, common.number_of(wide))
             wanted = request_of(small, noise, name, *settings)
-            found = {before: card(sd, wanted, small, speeds.get(name), language)}
+            found = {before: card(sd, wanted, small, speeds.get(name), language, tiled)}
             if now != (name_now := source_of(wanted).picture.name):
                 found |= {glass: common.packed(lens(small.image, language)), under: name_now}
             yield found
@@ -324,7 +327,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                     return  # the queue is full: the next run tells
                 finally:
                     measuring.discard(name)
-                yield {before: card(sd, wanted, small, speeds[name], language)}
+                yield {before: card(sd, wanted, small, speeds[name], language, tiled)}
         except ValueError as error:
             yield {before: wrong(error, language)}
 
@@ -380,8 +383,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         instead=pieces,
         during=live,
     )
-    told = [consider, [shared.owner, under, *inputs], [before, glass, under]]
-    changes = [one.change for one in (picture, side, level, guidance, steps, seed, scheduler, model)]
+    told = [consider, [shared.owner, under, in_tiles, *inputs], [before, glass, under]]
+    changes = [one.change for one in (in_tiles, picture, side, level, guidance, steps, seed, scheduler, model)]
     gr.on([tab.select, *changes], *told, trigger_mode="always_last", **LOOK)
     drawn.success(*told, **LOOK)  # how long it takes is known better now
     press = "() => document.querySelector('#upscale-go')?.click()"
