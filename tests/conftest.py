@@ -1,5 +1,7 @@
 """Toy models of the real classes, and the embedded one. Nothing here is a mock: a mock would only confirm what we believe already."""
 
+import base64
+import io
 import os
 import re
 import shutil
@@ -12,9 +14,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads that
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
 from core import attention, catalog, models, schedulers
@@ -279,6 +283,12 @@ class Page:
         self.context.close()
         assert not self.outside, "a request left the machine"
         assert not self.errors, "the console has errors"
+
+
+def canvas_pixels(p, selector: str) -> np.ndarray:
+    """What a canvas of the page shows, (H, W, 4). As a PNG: a million numbers as text take seconds."""
+    uri = p.locator(selector).first.evaluate("canvas => canvas.toDataURL()")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGBA"))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import canvas_pixels
 from PIL import Image, ImageDraw
 
 from core.conditioning import Depth
@@ -22,10 +23,7 @@ def tab(visit):
 
 def greys(p, figure: str) -> np.ndarray:
     """What a canvas shows, 0 .. 255."""
-    h, w, values = p.locator(f"#depth-easel .{figure} canvas").evaluate(
-        "c => [c.height, c.width, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 0)]"
-    )
-    return np.array(values, int).reshape(h, w)
+    return canvas_pixels(p, f"#depth-easel .{figure} canvas")[..., 0].astype(int)
 
 
 def says(p, text: str) -> None:

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+from conftest import canvas_pixels
 from PIL import Image
 
 from core import conditioning, images
@@ -26,11 +27,7 @@ def tab(visit):
 
 def on_canvas(p) -> np.ndarray:
     """The mask as it is seen, (H, W) bool."""
-    seen = p.evaluate(
-        """() => { const c = document.querySelector('.mask-editor .painted');
-        return [c.height, c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((_, i) => i % 4 == 3)]; }"""
-    )
-    return np.array(seen[2:]).reshape(seen[:2]) > 0
+    return canvas_pixels(p, ".mask-editor .painted")[..., 3] > 0
 
 
 def drag(p, *points: tuple[float, float]) -> None:

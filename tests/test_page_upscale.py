@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from conftest import canvas_pixels
 from PIL import Image
 
 from core import images
@@ -14,8 +15,6 @@ from ui import upscale
 
 pytestmark = pytest.mark.page
 WAIT = {"timeout": 120_000}
-PIXELS = """(s) => { const c = document.querySelector(s);
-return [c.height, c.width, ...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]; }"""
 
 
 @pytest.fixture
@@ -31,8 +30,7 @@ def tab(visit):
 
 
 def pixels(p, selector: str) -> np.ndarray:
-    height, width, *data = p.evaluate(PIXELS, f"#upscale-lens {selector}")
-    return np.array(data, np.uint8).reshape(height, width, 4)[..., :3]
+    return canvas_pixels(p, f"#upscale-lens {selector}")[..., :3]
 
 
 def under_lens(p, name: str) -> np.ndarray:
