@@ -295,7 +295,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
                 pictures.send_row(shared, "depth", mine)
                 viewer = viewing.viewer("depth-viewer")
 
-    jobs = gr.State(None)  # the two runs that Stop stops; None before the tab was opened in this window
+    jobs = gr.State(())  # the two runs that Stop stops
+    opened = gr.State(False)  # in this window
     own = gr.State(None)  # an uploaded map's picture
     controls = pictures.Controls(prompt, negative, guidance, steps, seed, scheduler)
     busy = {run: gr.update(visible=False), stop: gr.update(visible=True)}
@@ -439,18 +440,12 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         except ValueError:
             return {board: ""}
 
-    def come_back(
-        owner: str | None, known: tuple[str, ...] | None, shown: str, before: str, request: gr.Request
-    ) -> Iterator[dict]:
+    def come_back(owner: str | None, was_open: bool, shown: str, before: str, request: gr.Request) -> Iterator[dict]:
         """A page that was reloaded finds its runs again while they go on; and a depth run that is looked at is shown."""
         language, owner = common.language(request), common.owner_of(owner)
-        yield {jobs: known or ()}
-        # Only at first: later on, what goes on is another window's.
-        here = (
-            [one for one in engine.mine(owner) if (now := engine.snapshot(one)) and now.state not in ENDED]
-            if known is None
-            else []
-        )
+        yield {opened: True}
+        mine_now = [] if was_open else engine.mine(owner)  # later on, what goes on is another window's
+        here = [one for one in mine_now if (now := engine.snapshot(one)) and now.state not in ENDED]
         asked = {one: engine.request(one) for one in here}
         first_run = next((one for one in here if isinstance(asked[one].source, Depth)), None)
         if first_run is None:
@@ -471,8 +466,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         ):  # its own map comes back, now that it is kept
             yield {origin: gr.Dropdown(choices=choices, value=f"map:{first_run}")}
 
-    def halt(going: tuple[str, ...] | None) -> None:
-        for one in going or ():
+    def halt(going: tuple[str, ...]) -> None:
+        for one in going:
             with suppress(ValueError):  # over already
                 engine.cancel(one)
 
@@ -518,7 +513,8 @@ def build(shared: Shared, tab: gr.Tab) -> None:
     seen = [run, stop, jobs, board, more, slider, viewer, mine, shared.owner, shared.shown]
     run.click(draw, drawing, seen, **WATCH)
     stop.click(halt, jobs, None, **QUICK)
-    tab.select(come_back, [shared.owner, jobs, shared.shown, mine], [*seen, picture, origin, strength, *controls.all], **WATCH)
+    found_again = [*seen, opened, picture, origin, strength, *controls.all]
+    tab.select(come_back, [shared.owner, opened, shared.shown, mine], found_again, **WATCH)
     board.pick(look, shared.owner, [shared.shown, viewer, more], **LOOK)
     viewer.pick(restore, shared.owner, [shared.sent, shared.shown, shared.tabs], **LOOK)
     attempt.click(lambda: "1", None, strength, **QUICK).then(draw, drawing, seen, **WATCH)

@@ -241,7 +241,7 @@ class Panel:
     run: gr.Button
     stop: gr.Button
     viewer: gr.HTML
-    job: gr.State  # the run that goes on, or the newest; "" before there is one, None before the tab was opened in this window
+    job: gr.State  # the run that goes on, or the newest
     mine: gr.State  # the run in the viewer, "" before there is one
     look: gr.State  # what the rest of the tab puts there to have another ended run in the viewer: (its id, when)
 
@@ -253,7 +253,7 @@ def panel_buttons(name: str) -> tuple[gr.Button, gr.Button]:
 
 
 def panel(shared: Shared, name: str, run: gr.Button, stop: gr.Button) -> Panel:
-    return Panel(run, stop, viewing.viewer(f"{name}-viewer"), gr.State(None), gr.State(""), gr.State(None))
+    return Panel(run, stop, viewing.viewer(f"{name}-viewer"), gr.State(""), gr.State(""), gr.State(None))
 
 
 def kind_of(request: Request) -> str:
@@ -340,12 +340,12 @@ def wire(
             yield from watch(one, owner, before, language)
 
     def come_back(
-        owner: str | None, shown: str, now: str, job: str | None, sent: Sent | None, request: gr.Request
+        owner: str | None, shown: str, now: str, job: str, was_open: bool, sent: Sent | None, request: gr.Request
     ) -> Iterator[dict]:
         language, owner = common.language(request), common.owner_of(owner)
-        yield {panel.job: job or ""}
+        yield {opened: True}
         # A page that was reloaded finds its run again, with its picture and settings. Later on, what goes on is another window's.
-        for one in engine.mine(owner) if job is None and not (sent and sent.tab == name) else ():
+        for one in () if was_open or job or (sent and sent.tab == name) else engine.mine(owner):
             going = (snapshot := engine.snapshot(one)) and snapshot.state not in ENDED
             if going and kind_of(engine.request(one)) == name:
                 yield {shared.sent: Sent(name, one, time.time())}
@@ -364,21 +364,23 @@ def wire(
         except ValueError as error:
             raise common.refusal(common.language(request), error) from None
 
-    def halt(one: str | None) -> None:
-        with suppress(ValueError):  # no run yet, or one that is long over
-            engine.cancel(one or "")
+    def halt(one: str) -> None:
+        with suppress(ValueError):
+            engine.cancel(one)
 
     def pick(event: gr.EventData) -> Sent:
         """The viewer's "Use its settings"."""
         return Sent(name, common.event_value(event, "job"), time.time())
 
+    opened = gr.State(False)  # in this window
     outputs = [panel.run, panel.stop, panel.viewer, panel.job, panel.mine, shared.owner, shared.shown, *(more or [])]
     event = panel.run.click(draw, [shared.owner, panel.mine, *inputs], outputs, **WATCH)
     panel.stop.click(halt, panel.job, None, **QUICK)
     panel.look.change(open_run, [shared.owner, panel.look], outputs, **LOOK)
     panel.viewer.pick(pick, None, shared.sent, **LOOK)
     if tab:
-        tab.select(come_back, [shared.owner, shared.shown, panel.mine, panel.job, shared.sent], [*outputs, shared.sent], **WATCH)
+        back_to = [shared.owner, shared.shown, panel.mine, panel.job, opened, shared.sent]
+        tab.select(come_back, back_to, [*outputs, opened, shared.sent], **WATCH)
     return event
 
 
