@@ -627,7 +627,7 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         """The tab is opened: with the sweep that goes on, which `resume` follows, with the newest, or with the run of all tabs."""
         language, owner = common.language(request), common.owner_of(owner)
         going = [one for one in engine.mine(owner, "sweep") if (s := engine.snapshot(one)) and s.state not in ENDED]
-        if going:
+        if followed in going or (going and not (followed or now)):  # else it is another window's
             return {wake: "" if followed in going else going[0]} | filled(going[0], language)
         newest = next(iter(sweeps(owner)), shown)
         if newest == now:
