@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from scenes import OBJECTS, caption, compose, sample_spec, with_article
+from scenes import OBJECTS, Spec, caption, compose, sample_spec, with_article
 from train_vae import to_tensor
 from training import MODELS, device
 
@@ -121,29 +122,36 @@ def depth(count: int, batch: int) -> dict:
         guess = pipe.depth_estimator(pipe.feature_extractor(images=images, return_tensors="pt").pixel_values).predicted_depth
         return F.interpolate(guess[:, None], (side, side), mode="bicubic")[:, 0].numpy()
 
-    scenes = [compose(sample_spec(rng, "test"), side) for _ in range(count)]
-    guessed, followed, wrong = [], [], []
-    for start in range(0, count, batch):
-        part = scenes[start : start + batch]
-        real = to_tensor(np.stack([s.picture for s in part]))
-        guessed += [spearman(g, s.depth) for g, s in zip(estimated(real), part, strict=True)]
-        made = pipe(
-            prompt=[caption(s.spec, rng) for s in part],
-            image=real,
-            depth_map=torch.from_numpy(np.stack([s.depth for s in part])),
-            strength=1.0,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
-            generator=[random_of(600_000 + start + i) for i in range(len(part))],
-            output_type="pt",
-        ).images
-        maps = estimated(made * 2 - 1)
-        followed += [spearman(g, s.depth) for g, s in zip(maps, part, strict=True)]
-        wrong += [spearman(g, s.depth) for g, s in zip(np.roll(maps, 1, 0), part, strict=True)]
+    def tried(specs: list[Spec]) -> tuple[float, float, float]:
+        """The estimator against the truth; the depth of generated pictures against the asked; and against their neighbour's, by chance."""
+        guessed, followed, wrong = [], [], []
+        for start in range(0, len(specs), batch):
+            part = [compose(spec, side) for spec in specs[start : start + batch]]
+            real = to_tensor(np.stack([s.picture for s in part]))
+            guessed += [spearman(g, s.depth) for g, s in zip(estimated(real), part, strict=True)]
+            made = pipe(
+                prompt=[caption(s.spec, rng) for s in part],
+                image=real,
+                depth_map=torch.from_numpy(np.stack([s.depth for s in part])),
+                strength=1.0,
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE,
+                generator=[random_of(600_000 + start + i) for i in range(len(part))],
+                output_type="pt",
+            ).images
+            maps = estimated(made * 2 - 1)
+            followed += [spearman(g, s.depth) for g, s in zip(maps, part, strict=True)]
+            wrong += [spearman(g, s.depth) for g, s in zip(np.roll(maps, 1, 0), part, strict=True)]
+        return tuple(round(float(np.nanmean(values)), 4) for values in (guessed, followed, wrong))
+
+    guessed, followed, wrong = tried([sample_spec(rng, "test") for _ in range(count)])
+    _, moved, elsewhere = tried([replace(sample_spec(rng, "test", "alone"), size="", anywhere=True) for _ in range(count // 2)])
     return {
-        "estimator against the truth": round(float(np.mean(guessed)), 4),
-        "generated against the asked": round(float(np.mean(followed)), 4),
-        "another picture's against the asked, for comparison": round(float(np.nanmean(wrong)), 4),
+        "estimator against the truth": guessed,
+        "generated against the asked": followed,
+        "another picture's against the asked, for comparison": wrong,
+        "the same of objects anywhere": moved,
+        "another picture's of objects anywhere": elsewhere,
         "of": count,
     }
 

@@ -103,6 +103,7 @@ class Spec:
     style: str
     size: str  # "", "small" or "big"; "" where there are two objects
     seed: int  # places, flips and shades
+    anywhere: bool = False  # one object, of any size at any place: what a depth map has to say, as the words do not
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,9 @@ def _boxes(spec: Spec, side: int, rng: random.Random) -> list[tuple[Image.Image,
         place = round((centre + rng.uniform(-spread, spread)) * side - length / 2)
         return int(np.clip(place, 0, max(0, side - length)))
 
+    if spec.anywhere:
+        picture = scaled(spec.objects[0], rng.uniform(0.25, 0.7))
+        return [(picture, near(rng.random(), picture.width, 0), near(rng.random(), picture.height, 0))]
     if spec.relation == "alone":
         picture = scaled(spec.objects[0], rng.uniform(*SIZES[spec.size]))
         spread = 0.18 if spec.size == "small" else 0.08

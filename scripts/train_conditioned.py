@@ -8,6 +8,9 @@
 inpaint  9 channels: noised latents (4), mask (1), latents of the picture with the masked pixels grey (4)
 depth    5 channels: noised latents (4), depth map scaled to [-1, 1] (1)
 
+A share of the scenes (--anywhere) shows one object of any size at any place, which its caption does not say. Where every scene stands as
+the words have it, the words are enough, and the UNet does not look at the map.
+
 Everything but the UNet is the base's, byte for byte. Loss and noise as in train_unet.py.
 """
 
@@ -29,7 +32,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
 import scenes
 from scenes import Scene, Spec, caption, compose, with_article
-from train_unet import INDEX, Noise, encoded, on_fixed_noise, posterior
+from train_unet import INDEX, Noise, encoded, on_fixed_noise, posterior, sampled
 from train_vae import to_tensor
 from training import MODELS, SHARD, device, fast_attention, kept, mixed, train_loop, write_manifest
 
@@ -64,6 +67,14 @@ def carried(own: UNet2DConditionModel, before: UNet2DConditionModel, now: UNet2D
         (weight[:, : step.shape[1]] if name == "conv_in.weight" else weight).add_(step)
     own.load_state_dict(state)
     return own
+
+
+def moved(specs: list[Spec], share: float) -> list[Spec]:
+    """A share of the scenes with their first object alone, of any size at any place."""
+    rng = random.Random(10)
+    return [
+        replace(s, objects=s.objects[:1], relation="alone", size="", anywhere=True) if rng.random() < share else s for s in specs
+    ]
 
 
 # --- holes --------------------------------------------------------------------------------------------------------------------
@@ -210,14 +221,12 @@ def main() -> None:
     ask.add_argument("--kind", choices=list(CHANNELS), required=True)
     ask.add_argument("--minutes", type=float, default=60, help="this call stops after so long")
     ask.add_argument("--plan", type=float, help="minutes of the whole training, over which the rate decays (default: --minutes)")
-    ask.add_argument("--scenes", type=int, default=20000, help="as train_unet.py had, so that their latents are at hand")
-    ask.add_argument(
-        "--conditions", type=int, default=15000, help="how many of the scenes get a mask or depth maps; takes minutes"
-    )
+    ask.add_argument("--scenes", type=int, default=15000)
+    ask.add_argument("--anywhere", type=float, default=0.3, help="share of scenes whose one object stands anywhere")
     ask.add_argument("--batch", type=int, default=32)
     ask.add_argument("--rate", type=float, default=6e-4)
     ask.add_argument("--base", default="emoji")
-    ask.add_argument("--grow", type=int, metavar="N", help="the scenes that train_unet.py --grow N had")
+    ask.add_argument("--grow", type=int, metavar="N", help="objects after the first N come more often, as in train_unet.py")
     ask.add_argument("--again", action="store_true", help="begin with the weights in the model's own folder, not with the base's")
     ask.add_argument("--carry", type=Path, help="as --again, and add what the base has learned since the UNet in this folder")
     args = ask.parse_args()
@@ -238,9 +247,10 @@ def main() -> None:
     side = unet.config.sample_size
     vae = AutoencoderKL.from_pretrained(base / "vae").to(device())
     size = side * 2 ** (len(vae.config.block_out_channels) - 1)
-    specs, means, stds = encoded(vae, args.scenes, size, args.grow)
+    specs = moved(sampled(args.scenes, args.grow), args.anywhere)
+    means, stds = encoded(vae, specs, size)
     del vae
-    further, hidden = further_channels(args.kind, folder, specs[: args.conditions], size, side)
+    further, hidden = further_channels(args.kind, folder, specs, size, side)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32).requires_grad_(False).to(device())
     unet.to(device())

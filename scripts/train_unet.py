@@ -175,33 +175,35 @@ def posterior(vae: AutoencoderKL, pictures: Tensor) -> DiagonalGaussianDistribut
         return vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
 
 
-@torch.no_grad()
-def encoded(vae: AutoencoderKL, count: int, size: int, favour: int | None = None) -> tuple[list[Spec], Tensor, Tensor]:
-    """count scenes with their latents' mean and std, (count, 4, h, w) float16, scaled to unit variance; kept on disk."""
+def sampled(count: int, favour: int | None = None) -> list[Spec]:
     rng = random.Random(3)
-    specs = [sample_spec(rng, "train", favour=favour) for _ in range(count)]
+    return [sample_spec(rng, "train", favour=favour) for _ in range(count)]
+
+
+@torch.no_grad()
+def encoded(vae: AutoencoderKL, specs: list[Spec], size: int) -> tuple[Tensor, Tensor]:
+    """The mean and std of the scenes' latents, (N, 4, h, w) float16, scaled to unit variance; kept on disk."""
     # Everything that the latents depend on names the file.
     about = [
         vae.encoder.conv_in.weight.sum().item(),
         vae.config.scaling_factor,
-        count,
+        specs,
         size,
-        favour,
         Path(__file__).with_name("scenes.py").read_text(),
     ]
 
     def make() -> tuple[Tensor, Tensor]:
         means, stds = [], []
         vae.to(memory_format=torch.channels_last)
-        for start in range(0, count, 32):
+        for start in range(0, len(specs), 32):
             latents = posterior(vae, to_tensor(np.stack([compose(s, size).picture for s in specs[start : start + 32]])))
             means.append((latents.mean.float() * vae.config.scaling_factor).half().cpu().contiguous())
             stds.append((latents.std.float() * vae.config.scaling_factor).half().cpu().contiguous())
             if start % 6400 == 0:
-                print(f"latents: {start} of {count}", flush=True)
+                print(f"latents: {start} of {len(specs)}", flush=True)
         return torch.cat(means), torch.cat(stds)
 
-    return specs, *kept("latents", about, make)
+    return kept("latents", about, make)
 
 
 def preview_matrix(vae: AutoencoderKL, specs: list[Spec], means: Tensor, size: int) -> list[list[float]]:
@@ -265,7 +267,8 @@ def main() -> None:
         return save(args.toy, text_encoder, unet)
 
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device())
-    specs, means, stds = encoded(vae, args.scenes, args.size, args.grow)
+    specs = sampled(args.scenes, args.grow)
+    means, stds = encoded(vae, specs, args.size)
     if not args.grow:  # where the VAE is the same, so is the matrix
         (folder / "preview.json").write_text(json.dumps(preview_matrix(vae, specs[:512], means[:512], args.size)) + "\n")
     del vae
