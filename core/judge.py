@@ -71,7 +71,10 @@ class Judge(nn.Module):
     def forward(self, pictures: Tensor) -> Verdict:
         if pictures.shape[-1] != SIDE:
             pictures = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
-        maps = self.trunk(pictures.contiguous(memory_format=torch.channels_last))
+        return self.judged(self.trunk(pictures.contiguous(memory_format=torch.channels_last)))
+
+    def judged(self, maps: Tensor) -> Verdict:
+        """maps: what the trunk sees, (B, width, 8, 8)."""
         with torch.autocast(maps.device.type, enabled=False):  # soft maxima and weighted means want float32
             maps = maps.float()
             cells = self.cells(maps).log_softmax(1)
