@@ -170,7 +170,7 @@ def loss_of_cells(division: Tensor, verdict: Verdict) -> Tensor:
     return -(division * verdict.cells).sum(1).mean() + presence
 
 
-def learn_names(judge: Judge, train: Lessons, steps: int = 500, batch: int = 128, rate: float = 1e-2) -> None:
+def learn_names(judge: Judge, train: Lessons, steps: int = 1500, batch: int = 128, rate: float = 1e-2) -> None:
     """Trains the last layer alone, on what the rest, which stays as it is, sees of the scenes: worn ones and clean ones."""
     judge.eval().requires_grad_(False)
     judge.cells.requires_grad_(True)
