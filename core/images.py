@@ -18,7 +18,8 @@ MEGAPIXELS = 25
 SHORTEST = 64  # pixels
 ASPECT = 4  # long side / short side
 LONGEST = 1024  # pixels, of what a run draws
-SCANS = 50  # a progressive JPEG has about ten; 40 bytes more are a scan more, and of 25 megapixels it takes 20 ms
+SCANS = 50  # a progressive JPEG has about ten; 40 bytes more are a scan more, and of 25 megapixels it takes 30 ms
+ARITHMETIC = 4  # as many of them does a scan count for that is coded arithmetically: it takes 60 to 150 ms
 SETTINGS = "inside-stable-diffusion"  # the PNG text chunk that our own pictures carry
 
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK  # Pillow's own limit lets 60 kB of text unfold to 250 MB
@@ -30,6 +31,7 @@ Source = (
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")  # how a file of the three formats begins
 OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"%!PS": "EPS", b"8BPS": "PSD"}
 KINDS = {"1": "grey", "L": "grey", "LA": "grey", "I": "grey", "F": "grey", "P": "palette", "PA": "palette", "CMYK": "CMYK"}
+SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # a JPEG's markers, but for those that have no length
 UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -89,9 +91,20 @@ def _open_file(source: str | Path | bytes) -> Image.Image:
     _check_area(image)
     # In a JPEG each block of 8 x 8 takes at least a bit. A shorter file is cut off, and libjpeg would fill it up with grey.
     short = image.width * image.height > 64 * 8 * len(data)
-    if image.format in ("JPEG", "MPO") and (short or data.count(b"\xff\xda") > SCANS):  # MPO: several JPEGs in one file
+    if image.format in ("JPEG", "MPO") and (short or _scans(data) > SCANS):  # MPO: several JPEGs in one file
         raise ValueError(DAMAGED)
     return image
+
+
+def _scans(data: bytes) -> int:
+    """How many scans of a JPEG are decoded, those coded arithmetically counted as several. It goes from segment to segment as libjpeg
+    does, over whatever lies between two of them, and ends with the picture: a thumbnail, or a phone's film behind it, has its own."""
+    at, scans, each = 2, 0, 1
+    while (marker := SEGMENT.search(data, at)) and marker[0] != b"\xff\xd9":
+        each = ARITHMETIC if marker[0] in (b"\xff\xc9", b"\xff\xca") else each
+        scans += each if marker[0] == b"\xff\xda" else 0
+        at = marker.end() + max(int.from_bytes(data[marker.end() : marker.end() + 2], "big"), 2)  # its length
+    return scans
 
 
 def _what_is(data: bytes) -> str:

@@ -394,6 +394,16 @@ def orientation(value: bytes, kind: int = 3, count: int = 1) -> bytes:
     return b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12" + struct.pack(">HI", kind, count) + value + b"\0\0\0\0"
 
 
+BETWEEN = {  # what libjpeg reads over on its way to the next segment
+    "rubbish": b"rubbish",
+    "a marker of no length": b"\xff\xd0\xff\xff",
+    "what is no marker": b"\xff\x02\xff\xff\xff\x00",
+    "a segment too short": b"\xff\xe0\0\0",
+    "the end of a comment": b"\xff\xfe\0\4\xff\xd9",
+    "fill bytes": b"\xff" * 9,
+}
+
+
 def malformed() -> dict[str, bytes]:
     """Files that no camera makes, the same at each call. Some of them can still be opened."""
     random = np.random.default_rng(4)
@@ -515,6 +525,11 @@ def malformed() -> dict[str, bytes]:
             files[f"orientation {k} {kind}"] = file_of(noise, kind, exif=exif)
     turned = file_of(noise, "JPEG", progressive=True)
     files["scans without end.jpg"] = turned[:-2] + turned[turned.rfind(b"\xff\xda") : -2] * 500 + b"\xff\xd9"
+    head, scan = turned[: turned.index(b"\xff\xda")], turned[turned.rfind(b"\xff\xda") : -2]
+    for name, between in BETWEEN.items():
+        files[f"scans behind {name}.jpg"] = turned[:-2] + (between + scan) * 500 + b"\xff\xd9"
+    great = with_size(head, 5000, 5000).replace(b"\xff\xc2", b"\xff\xca")  # coded arithmetically: few scans, and each is slow
+    files["arithmetic scans.jpg"] = great + (scan[: 2 + scan[3]] + bytes(range(50))) * 49 + b"\xff\xd9" + bytes(60_000)
     files["length 0.jpg"] = b"\xff\xd8\xff\xe0\0\0" + sound["jpg"][6:]
     files["only a head.jpg"] = b"\xff\xd8\xff\xd9"
     files["markers.jpg"] = b"\xff\xd8" + b"\xff" * 100_000
@@ -535,6 +550,14 @@ def malformed() -> dict[str, bytes]:
         files[f"{k} random.png"] = random.bytes(k)
         files[f"{k} zeros.webp"] = bytes(k)
     return files
+
+
+def test_what_is_no_scan_of_the_picture_is_not_counted():
+    """A thumbnail in the metadata, and a film behind the picture as phones put it there: both may hold any bytes."""
+    bytes_of_scans = b"\xff\xda\0\x0c" * 99
+    exif = orientation(b"\0\6\0\0") + bytes_of_scans
+    photo = file_of(corner(), "JPEG", progressive=True, exif=exif, comment=bytes_of_scans) + bytes_of_scans
+    assert open_picture(photo).size == (64, 96)
 
 
 READER = """
@@ -584,7 +607,8 @@ def test_malformed_files_are_opened_or_refused_with_a_sentence(readings):
     assert not [answer for answer in said if answer[1] != "ValueError"]
     assert not [answer for answer in said if not (is_sentence(answer[2]) and in_japanese(answer[2]))]
     # Each decodes, but only after minutes or with hundreds of megabytes if it is large.
-    assert {readings[name][0][0][1] for name in ("scans without end.jpg", "wide text bombs.png")} == {DAMAGED}
+    slow = [name for name in readings if name.startswith("scans ")] + ["arithmetic scans.jpg", "wide text bombs.png"]
+    assert len(slow) == len(BETWEEN) + 3 and {readings[name][0][0] and readings[name][0][0][1] for name in slow} == {DAMAGED}
     refused = [name for name, (answers, *_) in readings.items() if answers[0]]
     assert len(refused) >= 200, f"only {len(refused)} of {len(readings)} are malformed enough to be refused"
 
