@@ -130,17 +130,17 @@ ROCKET = Request("a rocket on a black background", seed=4, steps=10, guidance=5)
 
 
 @pytest.mark.parametrize(
-    "request_, measure",
+    "request_, measure, scale",
     [
-        (PANDA, losses.brightness(0.1)),
-        (PANDA, losses.blue(0.9)),
-        (PANDA, losses.colour((0.9, 0.6, 0.2))),
-        (ROCKET, losses.symmetry()),
+        (PANDA, losses.brightness(0.1), 300),
+        (PANDA, losses.blue(0.9), 300),
+        (PANDA, losses.colour((0.9, 0.6, 0.2)), 1000),  # against a blue background that the words hold on to
+        (ROCKET, losses.symmetry(), 300),
     ],
 )
-def test_the_picture_comes_nearer_to_what_is_wanted(emoji, request_, measure):
+def test_the_picture_comes_nearer_to_what_is_wanted(emoji, request_, measure, scale):
     *_, without = denoise(emoji, request_)
-    *_, with_loss = denoise(emoji, request_, loss=Loss(measure, scale=300, every=2))
+    *_, with_loss = denoise(emoji, request_, loss=Loss(measure, scale=scale, every=2))
     assert losses.value(emoji, measure, with_loss.x_next) < 0.95 * losses.value(emoji, measure, without.x_next)
 
 

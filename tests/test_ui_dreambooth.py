@@ -279,6 +279,13 @@ def test_the_best_step_is_like_the_subject_and_copies_nothing():
     assert dreambooth.best_of([facts(50, None, 40)], [50]) is None and dreambooth.best_of([], []) is None
 
 
+def best_by_hand(trainings, one) -> int | None:
+    """Of two steps the second has a preview; what two steps on this model make may lie nearer to a photo than photos to each other."""
+    (seen,) = (f for f in trainings.previews(one, OWNER) if f["step"] == 2)
+    nearest = min(p["distance"] for p in seen["pictures"] if p["kind"] == "subject")
+    return None if nearest < min(seen["photos"]["spread"]) / 2 else 2
+
+
 def test_a_page_is_told_all_at_first_and_then_the_news(trainings, one):
     whole = dreambooth.flight(trainings, OWNER, Known(one), "en")
     assert (
@@ -286,7 +293,7 @@ def test_a_page_is_told_all_at_first_and_then_the_news(trainings, one):
     )
     assert (
         whole["checkpoints"] == [1, 2]
-        and whole["best"] == 2
+        and whole["best"] == best_by_hand(trainings, one)
         and whole["state"] == "done"
         and whole["acts"] == ["again", "forget"]
     )
@@ -331,7 +338,8 @@ def test_a_training_that_is_deleted_meanwhile_is_left_off_the_menu(trainings, on
 
 def test_a_program_is_told_by_the_id_alone(trainings, one):
     said = dreambooth.status_of(trainings, one)
-    assert (said["state"], said["step"], said["count"], said["checkpoints"], said["best"]) == ("done", 2, 2, [1, 2], 2)
+    assert (said["state"], said["step"], said["count"], said["checkpoints"]) == ("done", 2, 2, [1, 2])
+    assert said["best"] == best_by_hand(trainings, one)
     assert said["loss"] == trainings.steps(one, OWNER)[-1]["loss"] and said["preview"]["step"] == 2 and json.dumps(said)
 
 

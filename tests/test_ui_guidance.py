@@ -246,7 +246,7 @@ def test_a_symmetric_picture_gets_less_symmetric_and_the_less_the_smaller_the_sc
     example = Trace.open(common.EXAMPLE)
     before = losses.value(emoji, losses.symmetry(), example.steps[-1].x_next)
     after = []
-    for scale in (20, 150):
+    for scale in (150, 300):
         *_, last = denoise(emoji, example.request, loss=Loss(losses.symmetry(), scale=scale, every=2))
         after.append(losses.value(emoji, losses.symmetry(), last.x_next))
     assert before < guidance.NEAR and before < after[0] < after[1]

@@ -115,7 +115,9 @@ def test_strength_0_is_no_run_but_the_way_through_the_vae(toy):
     assert np.abs(np.asarray(back, float) - (decoded[0].movedim(0, -1).numpy() + 1) * 127.5).max() <= 0.5 + 1e-3
 
 
-@pytest.mark.parametrize("strength, said", [(1.01, "1.01"), ("much", "much"), (-0.5, "-0.5"), ("", ""), (float("nan"), "nan")])
+@pytest.mark.parametrize(
+    "strength, said", [(1.01, "1.01"), ("much", "much"), (-0.5, "-0.5"), ("", "empty"), (float("nan"), "nan")]
+)
 def test_a_strength_that_is_none_is_refused_in_a_sentence(strength, said):
     with pytest.raises(ValueError, match=f"The strength is {said}; it must be a number above 0, up to 1"):
         asked(strength)
