@@ -104,7 +104,7 @@ LAUNCH = {
     "ssr_mode": False,
     "pwa": False,
     "enable_monitoring": False,
-    "max_file_size": "20mb",
+    "max_file_size": "20mb",  # a photo of 25 megapixels, the most that images.py lets in, takes up to 15
     "max_threads": common.WATCHERS + 40,
     "show_error": True,
     "strict_cors": True,

@@ -236,6 +236,19 @@ def test_wrong_values_meet_their_sentence_and_the_app_goes_on(address, name):
     assert "event: complete" in call(address, '["a", "", 1, 1, 1, "DDIM"]')
 
 
+def test_a_phones_photo_can_be_sent_and_not_much_more(address):
+    def send(megabytes: int) -> int:
+        body = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + bytes(megabytes * 1_000_000)
+        question = urllib.request.Request(f"{address}gradio_api/upload", body + b"\r\n--x--\r\n")
+        question.add_header("content-type", "multipart/form-data; boundary=x")
+        try:
+            return urllib.request.urlopen(question, timeout=60).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert (send(15), send(22)) == (200, 413)
+
+
 def test_what_made_a_picture_beside_its_request_is_named(engine):
     plain = engine.result(engine.submit(ask(), "someone"))
     led = replace(plain, made_by={**plain.made_by, "loss": "blue, scale 12.5"})
