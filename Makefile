@@ -6,7 +6,8 @@
 TORCH ?= torch==2.13.0
 PYTHON := .venv/bin/python
 # A page test that waits for a browser in vain may do so once more, and the summary names it; one that sees something wrong fails.
-AGAIN := --reruns 1 --only-rerun '^TimeoutError' -rR
+# The second pattern: an assertion that failed while a timeout was handled carries that with it.
+AGAIN := --reruns 1 --only-rerun '^TimeoutError: .*Timeout [0-9]+ms exceeded' --rerun-except '^AssertionError' -rR
 PIP := $(PYTHON) -m pip install --disable-pip-version-check -q
 APT = $(shell command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] && echo apt-get || { sudo -n true 2>/dev/null && echo sudo -n apt-get; }; })
 

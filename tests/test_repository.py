@@ -6,6 +6,7 @@ import graphlib
 import hashlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,61 @@ def repository_files() -> list[Path]:
     if listed.returncode:
         pytest.skip("this copy is not a git repository")
     return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+# --- tests that run again -----------------------------------------------------------------------------------------------------
+
+
+AGAIN = """
+import pytest
+from playwright.sync_api import TimeoutError as Waited
+
+tries = []
+
+def try_of(name):
+    tries.append(name)
+    return tries.count(name)
+
+def test_waits_in_vain_once():
+    if try_of("once") == 1:
+        raise Waited("Page.wait_for_selector: Timeout 100ms exceeded.")
+
+def test_waits_in_vain_twice():
+    raise Waited("Locator.click: Timeout 100ms exceeded.")
+
+def test_sees_something_wrong():
+    assert try_of("wrong") == 2, "TimeoutError: Page.goto: Timeout 100ms exceeded."
+
+def test_sees_something_wrong_after_waiting():
+    try:
+        raise Waited("Page.goto: Timeout 100ms exceeded.")
+    except Waited:
+        assert try_of("after") == 2
+
+def test_is_refused_by_python():
+    if try_of("python") == 1:
+        raise TimeoutError("timed out")
+
+@pytest.fixture
+def closed():
+    yield
+    assert tries.count("closed") == 2
+
+def test_waits_in_vain_and_leaves_something_wrong(closed):
+    if try_of("closed") == 1:
+        raise Waited("Page.goto: Timeout 100ms exceeded.")
+"""
+
+
+def test_only_what_waited_in_vain_for_the_browser_runs_once_more(tmp_path):
+    pytest.importorskip("pytest_rerunfailures")
+    (tmp_path / "test_pages.py").write_text(AGAIN)
+    (options,) = re.findall(r"^AGAIN := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    asked = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *shlex.split(options), "test_pages.py"]
+    said = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True).stdout
+    again = set(re.findall(r"^RERUN test_pages.py::test_(\w+)", said, re.MULTILINE))
+    assert again == {"waits_in_vain_once", "waits_in_vain_twice"}, said
+    assert "5 failed, 1 passed, 1 error, 2 rerun" in said, said
 
 
 # --- imports ------------------------------------------------------------------------------------------------------------------
