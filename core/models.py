@@ -101,9 +101,9 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are fast on a device. A processor without such units imitates them: a step of training then takes
-    fifteen times as long as in float32."""
+    fifteen times as long as in float32. An older PyTorch that cannot tell counts as one without."""
     if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
+        able = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from core import catalog, checkpoints, dreambooth, images, likeness, previews, room
 from core.dreambooth import SIZES, Learner, has_adam8bit
-from core.models import StableDiffusion
+from core.models import StableDiffusion, has_bfloat16
 from core.recipe import PRESETS, TEXT_TARGETS, Recipe
 
 SAME = 5.0  # grey levels of 255, at 64 px: two pictures that are nearer are one picture, saved twice
@@ -294,7 +294,7 @@ def savings(sd: StableDiffusion, recipe: Recipe) -> tuple[Saving, ...]:
         ),
         (
             cuda and recipe.precision_on(sd.device) == "fp32",
-            {"precision": "bf16"},
+            {"precision": "bf16" if has_bfloat16(sd.device) else "fp16"},
             "Half precision halves the activations; the trained weights stay in float32.",
         ),
         (

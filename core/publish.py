@@ -116,7 +116,7 @@ def card(settings: Mapping, step: int, strength: float, samples: Sequence[tuple[
         "steps": f"{step} of {recipe.steps}, batch {recipe.batch} x {recipe.accumulation}",
         "learning rate": f"{recipe.rate:g}, {recipe.schedule}, {recipe.warmup} steps of warm-up",
         "min-SNR gamma": "off" if recipe.snr_gamma is None else f"{recipe.snr_gamma:g}",
-        "precision": f"{recipe.precision}, bf16 where the processor has it" if recipe.precision == "auto" else recipe.precision,
+        "precision": settings.get("precision", recipe.precision),
         "seed": str(recipe.seed),
         **({"strength": f"{strength:g}, worked into the weights"} if strength != 1 else {}),
     }

@@ -119,8 +119,8 @@ class Recipe:
         return asdict(self)
 
     def precision_on(self, device: torch.device) -> str:
-        """One of PRECISIONS. "auto" is bf16 where the device has it, fp32 elsewhere; so a training that goes on on another machine
-        may do so in another precision."""
+        """One of PRECISIONS. "auto" is bf16 where the device has it, fp32 elsewhere. A training that is taken up again ends in the
+        same bits on the same machine; on one that chooses otherwise it goes on as well, but not to the same bits."""
         if self.precision != "auto":
             return self.precision
         return "bf16" if has_bfloat16(device) else "fp32"

@@ -102,7 +102,8 @@ def run(folder: Path, accelerator: Any) -> str:
             now = time.perf_counter()
             if now - spoke > 0.2 or one.preview or one.step == one.count:
                 left = (now - began) / (one.step - first + 1) * (one.count - one.step)
-                lane.tell(folder, "training", step=one.step, count=one.count, seconds_left=left, rate=1 / one.seconds)
+                facts = {"step": one.step, "count": one.count, "seconds_left": left, "rate": 1 / one.seconds}
+                lane.tell(folder, "training", **facts, precision=recipe.precision_on(accelerator.device))
                 spoke = now
         if state := asked_for(folder, accelerator):
             steps.close()  # which saves

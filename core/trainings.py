@@ -289,8 +289,11 @@ class Trainings:
     # --- whose, and what was asked for --------------------------------------------------------------------------------------------
 
     def settings(self, training: str, owner: str | None) -> dict:
-        """settings.json, without whose it is."""
-        return {k: v for k, v in lane.read(self._folder(training, owner) / "settings.json").items() if k != "owner"}
+        """settings.json, without whose it is; and the precision that "auto" has become, once it trains."""
+        folder = self._folder(training, owner)
+        settings = {k: v for k, v in lane.read(folder / "settings.json").items() if k != "owner"}
+        became = lane.read(folder / "status.json").get("precision")
+        return {**settings, **({"precision": became} if became else {})}
 
     def photos(self, training: str, owner: str | None) -> list[Path]:
         return sorted((self._folder(training, owner) / "images").glob("*.png"))

@@ -45,6 +45,7 @@ def main() -> None:
         settings = {k: v for k, v in lane.read(Path(home) / one / "settings.json").items() if k != "owner"}
         (FOLDER / "settings.json").write_text(json.dumps(settings) + "\n")
         facts = {"state": "done", "step": status.step, "count": status.count, "seconds_left": 0.0, "rate": status.rate}
+        facts["precision"] = trainings.settings(one, None)["precision"]
         (FOLDER / "status.json").write_text(json.dumps(facts) + "\n")
 
 

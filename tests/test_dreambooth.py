@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core import attention, checkpoints, dreambooth, latents, likeness, models, preflight, previews
 from core.dreambooth import Diverged, Learner, moments, random_of, train
-from core.recipe import PRECISIONS, PRESETS, Recipe
+from core.recipe import PRESETS, Recipe
 from core.sampling import Request, denoise
 from core.subjects import SAMPLES
 
@@ -104,6 +104,42 @@ def test_presets_are_those_of_the_course_and_of_diffusers():
     faces = PRESETS["faces"]
     assert faces.rate == 1e-6 and 800 <= faces.steps <= 1200 and faces.batch == 2 and faces.prior
     assert PRESETS["embedded"].model == "emoji"
+
+
+UNITS = [
+    ({}, "fp32"),
+    ({"avx512_bf16": False, "amx_bf16": False}, "fp32"),
+    ({"avx512_bf16": True}, "bf16"),
+    ({"amx_bf16": True}, "bf16"),
+]
+
+
+@pytest.mark.parametrize("units, precision", UNITS, ids=str)
+def test_auto_is_the_precision_that_a_processor_is_fast_at(units, precision, toy, pictures, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    auto = replace(RECIPE, precision="auto")
+    assert PRESETS["embedded"].precision == "auto" and RECIPE.precision == "fp32"
+    assert auto.precision_on(toy.device) == precision and auto.precision_on(torch.device("mps")) == "fp32"
+    assert replace(RECIPE, precision="fp16").precision_on(toy.device) == "fp16", "who names one gets it"
+    learners = [Learner(toy, replace(RECIPE, precision=one)) for one in ("auto", precision)]
+    z = moments(toy, pictures[:2], False, toy.device)[:, 0]
+    losses = [one.loss(z, None, random_of(0))[0] for one in learners]
+    assert torch.equal(*losses) and learners[0].dtype == (torch.bfloat16 if precision == "bf16" else None)
+    fast = AttnProcessor if precision == "bf16" else AttnProcessor2_0
+    assert {type(one) for one in learners[0].unet.attn_processors.values()} == {fast}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_asks_a_gpu_whether_it_has_bfloat16_itself(native, toy, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: asked.append(how) or native)
+    there = replace(toy, device=torch.device("cuda"))
+    auto, plain = replace(RECIPE, precision="auto"), replace(RECIPE, precision="fp32")
+    assert auto.precision_on(there.device) == ("bf16" if native else "fp32") and asked == [{"including_emulation": False}]
+    assert preflight.frozen_bytes(there, auto) * (2 if native else 1) == preflight.frozen_bytes(there, plain)
+    offered = [saving.changes["precision"] for saving in preflight.savings(there, plain) if "precision" in saving.changes]
+    assert offered == ["bf16" if native else "fp16"]
+    assert ("precision" in str(preflight.savings(there, auto))) is not native
 
 
 def test_the_rare_word_is_what_the_class_prompt_does_not_say():
@@ -355,16 +391,6 @@ def test_weights_that_are_not_finite_are_not_saved(pictures, tmp_path):
     with pytest.raises(Diverged, match="weights are not finite after step 3"):
         one.close()
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_000002"]
-
-
-@pytest.mark.parametrize(("native", "precision", "plain"), [(True, "bf16", True), (False, "fp32", False)])
-def test_auto_takes_bfloat16_where_the_device_has_it(native, precision, plain, monkeypatch):
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": native})
-    recipe = replace(RECIPE, precision="auto")
-    assert recipe.precision_on(torch.device("cpu")) == precision and PRESETS["embedded"].precision == "auto"
-    learner = Learner(toy_model(), recipe)
-    assert learner.dtype == PRECISIONS[precision]
-    assert all(type(one) is (AttnProcessor if plain else AttnProcessor2_0) for one in learner.unet.attn_processors.values())
 
 
 def test_gradients_that_half_precision_cannot_hold_are_left_out_but_not_for_ever(pictures):

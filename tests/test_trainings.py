@@ -66,7 +66,15 @@ def done(model, tmp_path_factory):
     """A LoRA that was trained with previews and class pictures, in this process."""
     trainings = Unlaunched(tmp_path_factory.mktemp("done"), {"mine": str(model)})
     wanted = replace(
-        RECIPE, model="mine", method="lora", steps=8, class_images=3, preview_every=4, prompts=("a `sks`\n# dog",), rate=0.1
+        RECIPE,
+        model="mine",
+        method="lora",
+        precision="auto",
+        steps=8,
+        class_images=3,
+        preview_every=4,
+        prompts=("a `sks`\n# dog",),
+        rate=0.1,
     )
     one = trainings.start(wanted, pictures(), "anna", theme="animal", subject="taxi")
     drawn = previews.drawn
@@ -557,6 +565,8 @@ def test_the_card_says_what_it_is_and_cannot_be_broken_by_words(done, model):
     trainings, one = done
     text = trainings.export(one, "anna", 8, 0.5, "card").read_text()
     _, front, body = text.split("---\n", 2)
+    used = replace(RECIPE, precision="auto").precision_on(torch.device("cpu"))
+    assert f"| precision | {used} |" in body, "and not auto, which says nothing to whoever reads it elsewhere"
     facts = yaml.safe_load(front)
     assert facts["license"] == "other" and facts["license_name"] == "see its model card" and "animal" in facts["tags"]
     assert facts["instance_prompt"] == "a sks dog" and "base_model" not in facts and facts["library_name"] == "diffusers"

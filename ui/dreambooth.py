@@ -828,6 +828,7 @@ def settings_of(shared: Shared, typed: dict) -> dict[str, Component]:
         number("checkpoint_every", "dreambooth_checkpoint_every")
     hint("dreambooth_every_info")
     menu("precision", "dreambooth_precision", ["auto", *PRECISIONS])
+    hint("dreambooth_precision_info")
     tick("flip", "dreambooth_flip")
     tick("gradient_checkpointing", "dreambooth_checkpointing")
     tick("adam8bit", "dreambooth_adam8bit")
