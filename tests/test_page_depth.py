@@ -88,6 +88,13 @@ def test_a_run_from_the_strip_comes_back_to_the_board(tab):
     tab.open("tab_depth")
     p.wait_for_selector("#depth-board >> text=3 of 4 steps ran", **WAIT)
     assert p.locator("#depth-board").inner_text().count("3 of 4 steps ran") == 2, "with its partner"
+    p.locator("#depth-origin input").click()
+    p.get_by_role("option", name="a flat map").click()
+    says(p, "The map is the same everywhere")
+    p.locator("#depth-go").click()
+    p.wait_for_selector(".toast-body >> text=The depth map is the same everywhere", **WAIT)
+    p.wait_for_selector("#depth-go", **WAIT)
+    assert p.locator("#depth-board").inner_text().count("3 of 4 steps ran") == 2, "a refusal leaves the board as it was"
 
 
 def test_an_uploaded_map_and_what_is_refused(tab, tmp_path):
