@@ -1,14 +1,14 @@
 """Trains the judge of generated pictures (core/judge.py) on composed scenes, and measures it on scenes it has not seen.
 
     python scripts/train_classifier.py --minutes 12   # resumes by itself; stops by itself; wants assets/models/emoji/vae
-    python scripts/train_classifier.py --again --scenes 4000   # on from the judge in assets/: the planes of new names, in a few minutes
+    python scripts/train_classifier.py --again --scenes 6000 --minutes 8 --rate 1e-3   # on from the judge in assets/, for new names
 
-Generated pictures are blurred, noisy and slightly wrong in colour: so is a part of what the judge learns from, a quarter of it through
+Generated pictures are blurred, noisy and slightly wrong in colour: so is a part of what the judge learns from, half of it through
 the VAE with noise in the latents, which leaves the faults that a UNet leaves. Loss: cross entropy of each cell's division among the
 objects (the masks are known), of background and of style, and of each object's presence.
 
---again: all but the last layer rests. What it sees of 92 objects is enough to tell 172 apart (98 %), and a likeness measured by its
-features stays what it was.
+--again: first the last layer alone, on what the rest sees already, then all of it. The last layer alone tells 172 names apart on real
+scenes (98 %), but not through the VAE (88 %), and a judge of generated pictures that errs there calls good pictures wrong.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scenes import BACKGROUNDS, HELD_OUT, OBJECTS, STYLES, Spec, compose, sample_spec
 from train_vae import to_tensor
-from training import MODELS, device, mixed, train_loop
+from training import MODELS, device, load_state, mixed, train_loop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only, and core/ is beside that
 from core.judge import FOLDER, GRID, SIDE, Judge, Verdict, load_judge
@@ -76,6 +76,10 @@ def lessons(count: int, seed: int) -> Lessons:
         made.background[i] = list(BACKGROUNDS).index(scene.spec.background)
         made.style[i] = STYLES.index(scene.spec.style)
     return made
+
+
+def first(real: Lessons, count: int) -> Lessons:
+    return Lessons(*(getattr(real, field)[:count] for field in Lessons.__dataclass_fields__))
 
 
 @torch.no_grad()
@@ -170,8 +174,8 @@ def loss_of_cells(division: Tensor, verdict: Verdict) -> Tensor:
     return -(division * verdict.cells).sum(1).mean() + presence
 
 
-def learn_names(judge: Judge, train: Lessons, steps: int = 1500, batch: int = 128, rate: float = 1e-2) -> None:
-    """Trains the last layer alone, on what the rest, which stays as it is, sees of the scenes: worn ones and clean ones."""
+def learn_names(judge: Judge, train: Lessons, steps: int = 600, batch: int = 128, rate: float = 1e-2) -> None:
+    """Trains the last layer alone, on what the rest sees of the scenes: worn ones and clean ones."""
     judge.eval().requires_grad_(False)
     judge.cells.requires_grad_(True)
     seen = []
@@ -190,6 +194,7 @@ def learn_names(judge: Judge, train: Lessons, steps: int = 1500, batch: int = 12
         optimizer.zero_grad()
         if step % 100 == 0:
             print(f"judge: step {step} of {steps} · loss {loss.item():.3f}", flush=True)
+    judge.requires_grad_(True).train()
 
 
 def save_judge(judge: Judge, accuracy: dict[str, float], folder: Path = FOLDER) -> None:
@@ -215,7 +220,7 @@ def main() -> None:
     ask.add_argument("--unseen", type=int, default=2000, help="scenes of the final measurement")
     ask.add_argument("--batch", type=int, default=64)
     ask.add_argument("--rate", type=float, default=3e-3)
-    ask.add_argument("--model", default="emoji", help="whose VAE wears a quarter of the scenes")
+    ask.add_argument("--model", default="emoji", help="whose VAE wears half of the scenes")
     ask.add_argument("--again", action="store_true", help="begin with the judge in assets/, where no training state is left")
     args = ask.parse_args()
 
@@ -223,16 +228,15 @@ def main() -> None:
     judge = renamed(load_judge(), NAMES) if args.again else Judge(NAMES, list(BACKGROUNDS), STYLES)
     judge.to(device(), memory_format=torch.channels_last).train()
     train, unseen = lessons(args.scenes, seed=11), lessons(args.unseen, seed=12)
-    if args.again:
-        learn_names(judge, train)
-        return finish(judge, unseen, None)
     folder = MODELS / args.model / "vae"
     vae = AutoencoderKL.from_pretrained(folder).to(device()).eval() if folder.exists() else None
     if vae is None:
         print(f"There is no {folder}: the judge learns from clean scenes only. Train it again when there is one.", flush=True)
     else:
-        train.pictures[::4] = through_vae(vae, train.pictures[::4], noise=0.35)
+        train.pictures[::2] = through_vae(vae, train.pictures[::2], noise=0.35)
     print(f"{sum(p.numel() for p in judge.parameters()):,} parameters, {args.scenes} scenes", flush=True)
+    if args.again and load_state("judge") is None and load_judge().names != NAMES:
+        learn_names(judge, train)
 
     def loss_of(clock) -> Tensor:
         chosen = torch.randint(len(train.pictures), (args.batch,)).numpy()
@@ -251,7 +255,7 @@ def main() -> None:
             + F.cross_entropy(verdict.style, style)
         )
 
-    small = Lessons(*(getattr(unseen, f)[:500] for f in Lessons.__dataclass_fields__))
+    small = first(unseen, 500)
     train_loop(
         "judge",
         {"judge": judge},
@@ -271,9 +275,8 @@ def finish(judge: Judge, unseen: Lessons, vae: AutoencoderKL | None) -> None:
     shares = accuracy(judge, unseen)
     print(f"{len(unseen.pictures)} unseen scenes: {told(shares)}", flush=True)
     if vae is not None:
-        print(
-            f"the same through the VAE: {told(accuracy(judge, unseen, through_vae(vae, unseen.pictures, noise=0)))}", flush=True
-        )
+        some = first(unseen, 500)
+        print(f"500 through the VAE: {told(accuracy(judge, some, through_vae(vae, some.pictures, noise=0)))}", flush=True)
     if shares["objects"] < 0.97 or shares["background"] < 0.99:
         raise SystemExit("The judge is too weak: 97 % of objects and 99 % of backgrounds are the least. Train it longer.")
     save_judge(judge, shares)

@@ -175,9 +175,11 @@ def posterior(vae: AutoencoderKL, pictures: Tensor) -> DiagonalGaussianDistribut
         return vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
 
 
-def sampled(count: int, favour: int | None = None) -> list[Spec]:
+def sampled(count: int, favour: int | None = None, pairs: int = 0) -> list[Spec]:
+    """So many scenes, and so many more of two objects: those are what a UNet learns last."""
     rng = random.Random(3)
-    return [sample_spec(rng, "train", favour=favour) for _ in range(count)]
+    some = [sample_spec(rng, "train", favour=favour) for _ in range(count)]
+    return some + [sample_spec(rng, "train", rng.choice(["left of", "above"]), favour) for _ in range(pairs)]
 
 
 @torch.no_grad()
@@ -241,6 +243,7 @@ def main() -> None:
     ask.add_argument("--plan", type=float, help="minutes of the whole training, over which the rate decays (default: --minutes)")
     ask.add_argument("--size", type=int, default=128, help="pixels; latents are an eighth")
     ask.add_argument("--scenes", type=int, default=30000)
+    ask.add_argument("--pairs", type=int, default=0, help="so many more scenes of two objects")
     ask.add_argument("--batch", type=int, default=32)
     ask.add_argument("--rate", type=float, default=1.2e-3)
     ask.add_argument("--width", type=int, default=88, help="of the text encoder")
@@ -267,7 +270,7 @@ def main() -> None:
         return save(args.toy, text_encoder, unet)
 
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device())
-    specs = sampled(args.scenes, args.grow)
+    specs = sampled(args.scenes, args.grow, args.pairs)
     means, stds = encoded(vae, specs, args.size)
     if not args.grow:  # where the VAE is the same, so is the matrix
         (folder / "preview.json").write_text(json.dumps(preview_matrix(vae, specs[:512], means[:512], args.size)) + "\n")

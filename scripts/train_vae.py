@@ -3,13 +3,15 @@
     python scripts/train_vae.py --minutes 40            # resumes by itself; stops by itself
     python scripts/train_vae.py --again --minutes 40    # where no training state is left: on from the weights in assets/
     python scripts/train_vae.py --decoder --minutes 20  # afterwards: the decoder alone, so that trained UNets stay valid
+    python scripts/train_vae.py --keep 1 --minutes 75   # both halves, the latents held near what trained UNets know
 
 Loss: the logarithm of each picture's MSE, which is its PSNR, + 3 L1 + 1e-4 KL per latent value. (A KL weight of 2e-3 blurs and
 collapses a channel.) The latents get a little noise on the way: what a UNet makes is never quite right, and the decoder learns to look
-past it.
+past it. With --keep, + its weight times the squared distance of each latent value from the one of the weights that it began with.
 """
 
 import argparse
+import copy
 import random
 
 import numpy as np
@@ -65,6 +67,7 @@ def main() -> None:
     ask.add_argument("--rate", type=float, default=1e-3)
     ask.add_argument("--again", action="store_true", help="begin with the weights in the model's folder")
     ask.add_argument("--decoder", action="store_true", help="the encoder rests: latents stay what trained UNets know")
+    ask.add_argument("--keep", type=float, metavar="WEIGHT", help="as --again, and hold the latents near those that it makes now")
     ask.add_argument("--out", default="emoji")
     args = ask.parse_args()
 
@@ -80,12 +83,13 @@ def main() -> None:
         mid_block_add_attention=False,
     )
     folder = MODELS / args.out / "vae"
-    if args.decoder or args.again:
+    if args.decoder or args.again or args.keep:
         vae = AutoencoderKL.from_pretrained(folder)
     if args.decoder:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     vae.to(device(), memory_format=torch.channels_last)
+    before = copy.deepcopy(vae).requires_grad_(False) if args.keep else None
 
     rng = np.random.default_rng(0)
     train, unseen = pictures(args.scenes, args.size, 1, "train"), pictures(96, args.size, 2, "test")
@@ -98,8 +102,9 @@ def main() -> None:
             z = latents.sample()
             z = z + NOISE * torch.rand(len(z), 1, 1, 1, device=z.device) * z.std() * torch.randn_like(z)
             error = vae.decode(z).sample.float() - x
+            moved = (latents.mean - before.encode(x).latent_dist.mean).square().mean() if before is not None else 0.0
         kl = 0.5 * (latents.mean.square() + latents.var - 1 - latents.logvar).float().mean()
-        return (error.square().mean((1, 2, 3)) + 1e-4).log().mean() + 3 * error.abs().mean() + 1e-4 * kl
+        return (error.square().mean((1, 2, 3)) + 1e-4).log().mean() + 3 * error.abs().mean() + 1e-4 * kl + (args.keep or 0) * moved
 
     train_loop(
         f"{args.out}-vae" + ("-decoder" if args.decoder else ""),
@@ -111,11 +116,12 @@ def main() -> None:
         report=lambda: f"PSNR of unseen scenes {psnr(vae, unseen):.2f} dB, latent std {latent_std(vae, unseen):.3f}",
         decay=0.998,
     )
-    if not args.decoder:
+    if not args.decoder and before is None:
         vae.register_to_config(scaling_factor=round(1 / latent_std(vae, train[:512]), 5))
     for old in folder.glob("*.safetensors*"):
         old.unlink()
-    vae.to(memory_format=torch.contiguous_format).save_pretrained(folder, max_shard_size=SHARD)
+    # Half the bytes to clone; readers get float32.
+    vae.half().to(memory_format=torch.contiguous_format).save_pretrained(folder, max_shard_size=SHARD)
     write_manifest(folder.parent)
 
 
