@@ -104,7 +104,9 @@ def main() -> None:
             error = vae.decode(z).sample.float() - x
             moved = (latents.mean - before.encode(x).latent_dist.mean).square().mean() if before is not None else 0.0
         kl = 0.5 * (latents.mean.square() + latents.var - 1 - latents.logvar).float().mean()
-        return (error.square().mean((1, 2, 3)) + 1e-4).log().mean() + 3 * error.abs().mean() + 1e-4 * kl + (args.keep or 0) * moved
+        return (
+            (error.square().mean((1, 2, 3)) + 1e-4).log().mean() + 3 * error.abs().mean() + 1e-4 * kl + (args.keep or 0) * moved
+        )
 
     train_loop(
         f"{args.out}-vae" + ("-decoder" if args.decoder else ""),
