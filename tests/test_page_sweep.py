@@ -1,5 +1,6 @@
 """The sweep tab in a headless Chromium: draw a grid, go through its steps, choose, save, hand a cell to the other tabs, stop, reload."""
 
+import copy
 import json
 
 import pytest
@@ -55,6 +56,22 @@ def test_a_grid_is_drawn_looked_into_saved_and_handed_on(visit, tmp_path):
     saved.value.save_as(tmp_path / "sheet.png")
     assert saved.value.suggested_filename == "an-oil-painting-of-a-dog-in-a-top-hat-sweep.png"
     assert json.loads(Image.open(tmp_path / "sheet.png").text[SETTINGS])["sweep"]["guidances"] == [0, 1, 6]
+
+    # A second window of the same visitor finds this sweep and draws one of its own, which is not the first window's.
+    other = copy.copy(page)
+    other.page = page.context.new_page()
+    other.page.goto(p.url, wait_until="domcontentloaded")
+    other.ready()
+    other.open("tab_sweep")
+    other.page.wait_for_selector(".tile:enabled >> nth=2")
+    ask(other.page, "2, 3", 2)
+    other.page.locator("#sweep-run").click()
+    other.page.wait_for_function("document.querySelector('.sweep-view .said').innerText.startsWith('2 pictures')")
+    other.page.close()
+    page.open("tab_latents")
+    page.open("tab_sweep")
+    p.wait_for_timeout(1500)
+    assert p.locator(".tile:enabled").count() == 3 and page.value("sweep-steps") == "4"
 
     p.locator(".tile").nth(2).click()
     p.locator(".acts [data-act=look]").click()

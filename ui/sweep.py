@@ -629,10 +629,10 @@ def build(shared: Shared, tab: gr.Tab) -> None:
         going = [one for one in engine.mine(owner, "sweep") if (s := engine.snapshot(one)) and s.state not in ENDED]
         if followed in going or (going and not (followed or now)):  # else it is another window's
             return {wake: "" if followed in going else going[0]} | filled(going[0], language)
-        newest = next(iter(sweeps(owner)), shown)
-        if newest == now:
-            return {wake: ""}
-        return {wake: ""} | before(owner, shown, language) | ({} if now else filled(newest, language))
+        if not now:
+            return {wake: ""} | before(owner, shown, language) | filled(next(iter(sweeps(owner)), shown), language)
+        # A board that showed something before keeps its sweep, or follows the run of all tabs: a newer sweep is another window's.
+        return {wake: ""} | ({} if now in {shown, *sweeps(owner)} else single(shown, owner, language))
 
     def watch(one: str, owner: str, shown: str, language: str, sweep: Sweep | None = None) -> Iterator[dict]:
         """Follows a sweep to its end."""
