@@ -96,9 +96,9 @@ def inpaint(count: int, batch: int) -> dict:
             crop = torch.from_numpy(whole[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]).permute(2, 0, 1)[None].float() * 2 - 1
             crop = F.interpolate(crop, (128, 128), mode="bilinear", antialias=True)
             found.append(judge.names[int(judge(crop.to(device())).objects.argmax())] == new)
-            apart = np.abs(made * 255 - picture)[mask == 0]
-            outside.append(apart.mean())
-            kept.append(np.abs(whole * 255 - picture)[mask == 0].max())
+            if not mask.all():  # a big object's mask may leave nothing outside
+                outside.append(np.abs(made * 255 - picture)[mask == 0].mean())
+                kept.append(np.abs(whole * 255 - picture)[mask == 0].max())
     return {
         "asked object in the hole": round(float(np.mean(found)), 4),
         "of": count,

@@ -22,8 +22,6 @@ from torch import Tensor
 from scenes import compose, sample_spec
 from training import MODELS, SHARD, device, mixed, train_loop, write_manifest
 
-NOISE = 0.1  # of the latents' standard deviation, at most
-
 
 def pictures(count: int, size: int, seed: int, split: str) -> np.ndarray:
     """(count, size, size, 3) uint8."""
@@ -56,15 +54,28 @@ def latent_std(vae: AutoencoderKL, batch: np.ndarray) -> float:
     )
 
 
+def deepened(vae: AutoencoderKL, layers: int) -> AutoencoderKL:
+    """The same autoencoder with more residual blocks a level. The new ones begin as the identity: their last convolution is zero."""
+    whole = AutoencoderKL.from_config({**vae.config, "layers_per_block": layers})
+    state = whole.state_dict()
+    for name, weight in state.items():
+        if "resnets" in name and "conv2" in name:
+            weight.zero_()
+    whole.load_state_dict(state | vae.state_dict())
+    return whole
+
+
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--minutes", type=float, default=40, help="this call stops after so long")
     ask.add_argument("--plan", type=float, help="minutes of the whole training, over which the rate decays (default: --minutes)")
     ask.add_argument("--size", type=int, default=128)
     ask.add_argument("--channels", type=int, nargs=4, default=[32, 48, 96, 128])
+    ask.add_argument("--layers", type=int, default=1, help="residual blocks a level of the encoder; the decoder has one more")
     ask.add_argument("--scenes", type=int, default=10000)
     ask.add_argument("--batch", type=int, default=4)
     ask.add_argument("--rate", type=float, default=1e-3)
+    ask.add_argument("--noise", type=float, default=0.1, help="of the latents' standard deviation, at most")
     ask.add_argument("--again", action="store_true", help="begin with the weights in the model's folder")
     ask.add_argument("--decoder", action="store_true", help="the encoder rests: latents stay what trained UNets know")
     ask.add_argument("--keep", type=float, metavar="WEIGHT", help="as --again, and hold the latents near those that it makes now")
@@ -76,7 +87,7 @@ def main() -> None:
         block_out_channels=args.channels,
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
-        layers_per_block=1,
+        layers_per_block=args.layers,
         latent_channels=4,
         norm_num_groups=8,
         sample_size=args.size,
@@ -88,8 +99,10 @@ def main() -> None:
     if args.decoder:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
+    before = copy.deepcopy(vae).requires_grad_(False).to(device(), memory_format=torch.channels_last) if args.keep else None
+    if args.layers > vae.config.layers_per_block:
+        vae = deepened(vae, args.layers)
     vae.to(device(), memory_format=torch.channels_last)
-    before = copy.deepcopy(vae).requires_grad_(False) if args.keep else None
 
     rng = np.random.default_rng(0)
     train, unseen = pictures(args.scenes, args.size, 1, "train"), pictures(96, args.size, 2, "test")
@@ -100,7 +113,7 @@ def main() -> None:
         with mixed():
             latents = vae.encode(x).latent_dist
             z = latents.sample()
-            z = z + NOISE * torch.rand(len(z), 1, 1, 1, device=z.device) * z.std() * torch.randn_like(z)
+            z = z + args.noise * torch.rand(len(z), 1, 1, 1, device=z.device) * z.std() * torch.randn_like(z)
             error = vae.decode(z).sample.float() - x
             moved = (latents.mean - before.encode(x).latent_dist.mean).square().mean() if before is not None else 0.0
         kl = 0.5 * (latents.mean.square() + latents.var - 1 - latents.logvar).float().mean()
