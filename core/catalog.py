@@ -56,7 +56,7 @@ CATALOG = {
             "base",
             (
                 ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
-                ("sd-legacy/stable-diffusion-v1-5", "main"),
+                ("sd-legacy/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
             ),
             "CreativeML OpenRAIL-M",
             4.3,
